@@ -1,0 +1,180 @@
+//! From a URL to headers.
+//!
+//! | # | the request's URL | what happens |
+//! |---|---|---|
+//! | 1 | is odd | `url.refused`; nothing is sent |
+//! | 2 | has an origin that is not allowed | goes on without our header; one WARNING per host; no backend call |
+//! | 3 | is plain http, which is not permitted for it | `host.plain_http`; nothing is sent |
+//! | 4 | else | the credential is fetched, or taken from the cache; where it can't be had, `MLFLOW_SECRETS_ON_ERROR` decides |
+
+use std::collections::HashSet;
+use std::sync::{Arc, LazyLock};
+
+use arc_swap::ArcSwap;
+
+use crate::allowlist::Verdict;
+use crate::cache::{Cached, CredentialCache, FetchLimits};
+use crate::chain::ProviderChain;
+use crate::clock::SystemClock;
+use crate::error::{Error, ErrorCode, Result};
+use crate::origin::{Origin, Scheme};
+use crate::runtime::Interrupt;
+use crate::settings::{FetchSettings, OnError, Settings};
+
+/// How many configurations keep a credential at a time.
+const MAX_CACHES: usize = 64;
+
+static CACHES: LazyLock<ArcSwap<Vec<(FetchSettings, Arc<CredentialCache>)>>> = LazyLock::new(ArcSwap::default);
+
+/// Tells the URLs whose origins may get the credential when there is no allowlist: MLflow's tracking and registry URIs,
+/// and for a user's own request that request's.
+pub type OwnUrls<'a> = &'a dyn Fn() -> Vec<String>;
+
+/// What the allowlist, and the rule about plain http, say about an origin.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// It may get the credential.
+    Permitted,
+    /// The request goes on without it.
+    NotAllowed,
+    /// The request must not be sent.
+    Refused(Error),
+}
+
+/// The way of a request, for one state of the settings.
+pub struct Authorizer {
+    settings: Settings,
+    cache: Arc<CredentialCache>,
+    warned: ArcSwap<HashSet<String>>,
+}
+
+impl Authorizer {
+    /// An authorizer for `settings`. Equal settings share one credential, process-wide.
+    pub fn new(settings: Settings) -> Self {
+        let cache = shared_cache(&settings.fetch);
+        Self::with_cache(settings, cache)
+    }
+
+    /// An authorizer with a cache of its own.
+    pub fn with_cache(settings: Settings, cache: Arc<CredentialCache>) -> Self {
+        Self { settings, cache, warned: ArcSwap::default() }
+    }
+
+    /// The credential for a request to `url`, or `None` where the request goes on without one.
+    ///
+    /// # Errors
+    /// Those of the table above; [`ErrorCode::FetchInterrupted`].
+    pub fn authorize(&self, url: &str, own: OwnUrls<'_>, interrupt: Interrupt<'_>) -> Result<Option<Arc<Cached>>> {
+        let origin = Origin::of(url)?;
+        match self.decide(&origin, own) {
+            Decision::Refused(error) => Err(error),
+            Decision::NotAllowed => {
+                self.warn_not_allowed(&origin);
+                Ok(None)
+            }
+            Decision::Permitted => self.credential(interrupt),
+        }
+    }
+
+    /// Steps 2 and 3, which depend on the origin alone.
+    pub fn decide(&self, origin: &Origin, own: OwnUrls<'_>) -> Decision {
+        let access = &self.settings.access;
+        let permits_http = match access.allowlist.as_ref().map(|allowlist| allowlist.verdict(origin)) {
+            Some(Verdict::Allowed { permits_http, .. }) => permits_http,
+            Some(Verdict::NotAllowed { .. }) => return Decision::NotAllowed,
+            None if own().iter().any(|url| Origin::of(url).is_ok_and(|own| own == *origin)) => false,
+            None => return Decision::NotAllowed,
+        };
+        if origin.scheme() == Scheme::Https || origin.is_loopback() || permits_http || access.allow_http {
+            return Decision::Permitted;
+        }
+        Decision::Refused(Error::new(
+            ErrorCode::PlainHttp,
+            format!("the credential would go to {origin} over plain http, for everybody on the way to read"),
+            format!(
+                "use https; or, to permit it, put {} or http://{} into MLFLOW_SECRETS_ALLOWED_HOSTS, or set MLFLOW_SECRETS_ALLOW_HTTP=true",
+                origin.host(),
+                origin.host()
+            ),
+        ))
+    }
+
+    /// Step 4.
+    ///
+    /// # Errors
+    /// As [`CredentialCache::get`], unless `MLFLOW_SECRETS_ON_ERROR` is `skip`.
+    pub fn credential(&self, interrupt: Interrupt<'_>) -> Result<Option<Arc<Cached>>> {
+        match self.cache.get(interrupt) {
+            Ok(cached) => Ok(Some(cached)),
+            Err(error) if error.code() == ErrorCode::FetchInterrupted => Err(error),
+            Err(error) if self.settings.access.on_error == OnError::Skip => {
+                log::error!(target: "mlflow_secrets_auth.auth", event = "skipped", code = error.code().as_str();
+                    "the request goes on without a credential, as MLFLOW_SECRETS_ON_ERROR=skip says: {error}");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Logs that `origin` gets nothing, once per host.
+    pub fn warn_not_allowed(&self, origin: &Origin) {
+        if self.warned.load().contains(origin.host()) {
+            return;
+        }
+        self.warned.rcu(|warned| {
+            let mut warned = HashSet::clone(warned);
+            warned.insert(origin.host().to_owned());
+            warned
+        });
+        let why = match self.settings.access.allowlist {
+            Some(_) => "MLFLOW_SECRETS_ALLOWED_HOSTS has no pattern for it",
+            None => {
+                "it is neither MLflow's tracking nor its registry server; to permit it, name it in MLFLOW_SECRETS_ALLOWED_HOSTS"
+            }
+        };
+        log::warn!(target: "mlflow_secrets_auth.auth", event = "not_allowed", host = origin.host();
+            "no credential for {origin}: {why}");
+    }
+
+    /// The settings that it works by.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The credential's cache.
+    pub fn cache(&self) -> &Arc<CredentialCache> {
+        &self.cache
+    }
+}
+
+/// The cache of a configuration; a new one the first time.
+fn shared_cache(settings: &FetchSettings) -> Arc<CredentialCache> {
+    let find = |caches: &[(FetchSettings, Arc<CredentialCache>)]| {
+        caches.iter().find(|(known, _)| known == settings).map(|(_, cache)| Arc::clone(cache))
+    };
+    if let Some(cache) = find(&CACHES.load()) {
+        return cache;
+    }
+    let limits = FetchLimits {
+        max_retries: settings.max_retries,
+        timeout: settings.timeout,
+        stale_if_error: settings.stale_if_error,
+    };
+    let fresh = CredentialCache::new(ProviderChain::new(settings), limits, Arc::new(SystemClock));
+    CACHES.rcu(|caches| {
+        let mut caches = Vec::clone(caches);
+        if find(&caches).is_none() {
+            // The oldest makes place; whoever still uses it keeps it.
+            let surplus = (caches.len() + 1).saturating_sub(MAX_CACHES);
+            caches.drain(..surplus);
+            caches.push((settings.clone(), Arc::clone(&fresh)));
+        }
+        caches
+    });
+    find(&CACHES.load()).unwrap_or(fresh)
+}
+
+/// The caches of every configuration that was used, oldest first.
+pub fn caches() -> Vec<Arc<CredentialCache>> {
+    CACHES.load().iter().map(|(_, cache)| Arc::clone(cache)).collect()
+}

@@ -1,0 +1,547 @@
+//! One credential per configuration: TTL, one flight at a time, renewal ahead, bounded stale use, rejections.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::chain::{ChainFailure, Fetched, Lifetime, ProviderChain};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorCode, Outlook, Result};
+use crate::header::AuthHeaders;
+use crate::origin::Origin;
+use crate::provider::ProviderKind;
+use crate::retry::Budget;
+use crate::runtime::{Driver, INTERRUPT_SLICE, Interrupt, Local, ProcessLocal, UNINTERRUPTED, interrupted};
+
+/// With a usable credential in hand, a fetch that fails must not hold requests up for longer than this.
+const BUDGET_WITH_STALE: Duration = Duration::from_secs(2);
+/// When the backend is read again in the same flight after a 401, counted from the flight's first read.
+const READ_AGAIN_AFTER_401: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
+/// A credential that the backend still returns after a 401 is read again after this long, then twice as long, up to a minute.
+const FIRST_REST: Duration = Duration::from_secs(5);
+const LAST_REST: Duration = Duration::from_secs(60);
+/// A credential that seems to have expired already (a clock is wrong) is used this long before it is read again.
+const LEAST_LIFETIME: Duration = Duration::from_secs(1);
+/// How many origins' denials are remembered.
+const MAX_DENIALS: usize = 64;
+
+static NEXT_GENERATION: AtomicU64 = AtomicU64::new(1);
+static FINGERPRINT_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// A credential in the cache.
+#[derive(Debug)]
+pub struct Cached {
+    /// What to set on requests.
+    pub headers: AuthHeaders,
+    /// Who gave it.
+    pub provider: ProviderKind,
+    /// The backend's name for its version.
+    pub version: Option<String>,
+    /// Where it was read, for people.
+    pub location: String,
+    /// Whether it looks like `user:password` going out as a bearer token.
+    pub looks_basic: bool,
+    /// Names this credential for as long as its headers stay the same; no two credentials of a process share one.
+    pub generation: u64,
+    /// A keyed hash that tells credentials apart in logs, for as long as this process lives.
+    pub fingerprint: String,
+    fetched_at: Duration,
+    renew_at: Duration,
+    fresh_until: Duration,
+    uncached: bool,
+}
+
+impl Cached {
+    fn new(fetched: Fetched, previous: Option<&Cached>, clock: &dyn Clock) -> Self {
+        let now = clock.now();
+        let lifetime = lifetime(fetched.lifetime, clock.chance());
+        let same = previous.filter(|previous| previous.headers == fetched.credential.headers);
+        let generation = same.map_or_else(|| NEXT_GENERATION.fetch_add(1, Ordering::Relaxed), |same| same.generation);
+        Self {
+            fingerprint: fingerprint(&fetched.credential.headers),
+            headers: fetched.credential.headers,
+            provider: fetched.provider,
+            version: fetched.version,
+            location: fetched.location,
+            looks_basic: fetched.credential.looks_basic,
+            generation,
+            fetched_at: now,
+            renew_at: now + lifetime.mul_f64(0.8),
+            fresh_until: now + lifetime,
+            uncached: fetched.lifetime.setting.is_zero(),
+        }
+    }
+
+    fn is_fresh(&self, now: Duration) -> bool {
+        now < self.fresh_until && !self.uncached
+    }
+
+    /// How long ago it was fetched.
+    pub fn age(&self, clock: &dyn Clock) -> Duration {
+        clock.now().saturating_sub(self.fetched_at)
+    }
+
+    /// How long it is still fresh; zero where it is stale.
+    pub fn expires_in(&self, clock: &dyn Clock) -> Duration {
+        self.fresh_until.saturating_sub(clock.now())
+    }
+}
+
+/// The TTL: the least of the setting and of what is left less the skew, and up to a tenth shorter, so that processes
+/// which started together do not come back together.
+fn lifetime(bounds: Lifetime, chance: f64) -> Duration {
+    let until_expiry =
+        bounds.remaining.map(|left| (left - left.mul_f64(0.1).min(Duration::from_secs(30))).max(LEAST_LIFETIME));
+    let least = until_expiry.map_or(bounds.setting, |left| left.min(bounds.setting));
+    least.mul_f64(1.0 - 0.1 * chance)
+}
+
+fn fingerprint(headers: &AuthHeaders) -> String {
+    let values: Vec<_> = headers.iter().collect();
+    format!("{:016x}", FINGERPRINT_KEY.hash_one(values))
+}
+
+/// What a cache has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests that a cached credential served.
+    pub hits: u64,
+    /// Requests that had to wait for a fetch.
+    pub misses: u64,
+    /// Fetches that ended with a credential.
+    pub refreshes: u64,
+    /// Fetches that failed.
+    pub failures: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    refreshes: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// How often and how long a fetch may try.
+#[derive(Clone, Copy, Debug)]
+pub struct FetchLimits {
+    /// Retries after the first attempt.
+    pub max_retries: u32,
+    /// The total deadline.
+    pub timeout: Duration,
+    /// How long past its TTL a credential may be used while the backend can't be reached.
+    pub stale_if_error: Duration,
+}
+
+/// The credential of one configuration.
+///
+/// Reading it takes no lock. Values and rejections survive a fork; the flight and everything below it do not.
+pub struct CredentialCache {
+    value: ArcSwapOption<Cached>,
+    denials: ArcSwap<Denials>,
+    failing: ArcSwapOption<Error>,
+    flight: ProcessLocal<Flight>,
+    counters: Counters,
+    chain: ProviderChain,
+    driver: Driver,
+    limits: FetchLimits,
+    clock: Arc<dyn Clock>,
+}
+
+/// Who denied which credential.
+#[derive(Clone, Default)]
+struct Denials {
+    /// The newest generation that a 401 rejected: never used as a stale one.
+    rejected: u64,
+    by_origin: HashMap<Origin, Denial>,
+}
+
+/// An origin denied a credential that is as new as the backend's: until `read_again_at` there is no use in reading.
+#[derive(Clone)]
+struct Denial {
+    generation: u64,
+    read_again_at: Duration,
+    rest: Duration,
+}
+
+/// A place for one leader and any number of followers.
+#[derive(Default)]
+struct Flight {
+    state: Mutex<FlightState>,
+    landed: Condvar,
+}
+
+#[derive(Default)]
+struct FlightState {
+    flying: bool,
+    landings: u64,
+    /// What the last flight brought; `None` where its leader gave up.
+    outcome: Option<Result<Arc<Cached>>>,
+}
+
+/// The right to fetch. Dropped without [`land`](Leader::land), it lets a follower take over.
+struct Leader {
+    flight: Local<Flight>,
+    outcome: Option<Result<Arc<Cached>>>,
+}
+
+impl Leader {
+    fn of(flight: Local<Flight>) -> Self {
+        Self { flight, outcome: None }
+    }
+
+    fn land(mut self, outcome: &Result<Arc<Cached>>) {
+        self.outcome = Some(outcome.clone());
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        let mut state = self.flight.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.flying = false;
+        state.landings += 1;
+        state.outcome = self.outcome.take();
+        self.flight.landed.notify_all();
+    }
+}
+
+/// How somebody came by a flight.
+enum Seat {
+    Leader(Leader),
+    Follower(Result<Arc<Cached>>),
+}
+
+impl CredentialCache {
+    /// A cache in front of `chain`.
+    pub fn new(chain: ProviderChain, limits: FetchLimits, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            value: ArcSwapOption::empty(),
+            denials: ArcSwap::default(),
+            failing: ArcSwapOption::empty(),
+            flight: ProcessLocal::new(Flight::default),
+            counters: Counters::default(),
+            chain,
+            driver: Driver::default(),
+            limits,
+            clock,
+        })
+    }
+
+    /// The credential: from the cache while it is fresh, else fetched, by one caller for all.
+    ///
+    /// In the last fifth of the TTL the first caller starts a renewal on a thread of its own and goes on with the
+    /// credential at hand.
+    ///
+    /// # Errors
+    /// Those of the providers; [`ErrorCode::FetchTimeout`]; [`ErrorCode::FetchInterrupted`].
+    pub fn get(self: &Arc<Self>, interrupt: Interrupt<'_>) -> Result<Arc<Cached>> {
+        let now = self.clock.now();
+        if let Some(cached) = self.value.load_full().filter(|cached| cached.is_fresh(now)) {
+            if now >= cached.renew_at {
+                self.renew_ahead(now);
+            }
+            self.counters.hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(cached);
+        }
+        self.counters.misses.fetch_add(1, Ordering::Relaxed);
+        loop {
+            match self.board(interrupt)? {
+                Seat::Leader(leader) => return self.lead(leader, interrupt, false),
+                // Without caching, what another request fetched is not this one's.
+                Seat::Follower(Ok(cached)) if cached.uncached => {}
+                Seat::Follower(outcome) => return outcome,
+            }
+        }
+    }
+
+    /// Fetches now, past every cache and every fail-fast window.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); a stale credential is no answer here.
+    pub fn refresh(self: &Arc<Self>, interrupt: Interrupt<'_>) -> Result<Arc<Cached>> {
+        loop {
+            if let Seat::Leader(leader) = self.board(interrupt)? {
+                return self.lead(leader, interrupt, true);
+            }
+        }
+    }
+
+    /// Says that `origin` answered 401 or 403 to the credential `generation`, and returns a different one to try, if
+    /// there is one.
+    ///
+    /// One caller reads the backend for all. A credential that is still the backend's newest is not read again for a
+    /// while (401) or before its TTL ends (403), so that permissions that are missing do not become a stream of reads.
+    ///
+    /// # Errors
+    /// Only [`ErrorCode::FetchInterrupted`]: where the backend fails, the server's own answer is the better news.
+    pub fn denied(
+        self: &Arc<Self>,
+        origin: &Origin,
+        generation: u64,
+        status: u16,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<Arc<Cached>>> {
+        if status == 401 {
+            self.denials
+                .rcu(|denials| Denials { rejected: denials.rejected.max(generation), ..Denials::clone(denials) });
+        }
+        loop {
+            if let Some(newer) = self.newer_than(generation) {
+                return Ok(Some(newer));
+            }
+            if !self.may_read_again(origin, generation) {
+                return Ok(None);
+            }
+            match self.board(interrupt)? {
+                Seat::Follower(_) => {}
+                Seat::Leader(leader) => return self.read_after_denial(leader, origin, generation, status, interrupt),
+            }
+        }
+    }
+
+    /// Says that `origin` denied `generation` although it was fetched a moment ago: until it changes by itself, it is
+    /// not read again on behalf of this origin for a while.
+    pub fn denied_when_new(&self, origin: &Origin, generation: u64, status: u16) {
+        let now = self.clock.now();
+        let ttl_ends = self.value.load().as_ref().map_or(now, |cached| cached.fresh_until);
+        self.denials.rcu(|denials| {
+            let mut denials = Denials::clone(denials);
+            if status == 401 {
+                denials.rejected = denials.rejected.max(generation);
+            }
+            let before = denials.by_origin.get(origin).filter(|before| before.generation == generation);
+            let rest = before.map_or(FIRST_REST, |before| (before.rest * 2).min(LAST_REST));
+            let read_again_at = if status == 401 { now + rest } else { ttl_ends.max(now + FIRST_REST) };
+            if denials.by_origin.len() >= MAX_DENIALS && !denials.by_origin.contains_key(origin) {
+                denials.by_origin.clear();
+            }
+            denials.by_origin.insert(origin.clone(), Denial { generation, read_again_at, rest });
+            denials
+        });
+    }
+
+    /// Forgets credential, rejections and failures. A flight that is under way still lands.
+    pub fn clear(&self) {
+        self.value.store(None);
+        self.denials.store(Arc::default());
+        self.failing.store(None);
+        self.chain.forget_failures();
+    }
+
+    /// The credential at hand, fresh or not.
+    pub fn peek(&self) -> Option<Arc<Cached>> {
+        self.value.load_full()
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            hits: read(&self.counters.hits),
+            misses: read(&self.counters.misses),
+            refreshes: read(&self.counters.refreshes),
+            failures: read(&self.counters.failures),
+        }
+    }
+
+    /// The clock that it lives by.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    fn board(&self, interrupt: Interrupt<'_>) -> Result<Seat> {
+        let flight = self.flight.get();
+        loop {
+            let mut state = flight.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if !state.flying {
+                state.flying = true;
+                drop(state);
+                return Ok(Seat::Leader(Leader::of(flight)));
+            }
+            let before = state.landings;
+            while state.landings == before {
+                // The lock is given back while we ask: whoever answers may need the interpreter.
+                let waited = flight.landed.wait_timeout(state, INTERRUPT_SLICE).unwrap_or_else(PoisonError::into_inner);
+                state = waited.0;
+                if waited.1.timed_out() && state.landings == before {
+                    drop(state);
+                    if interrupt() {
+                        return Err(interrupted());
+                    }
+                    state = flight.state.lock().unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+            if let Some(outcome) = state.outcome.clone() {
+                return Ok(Seat::Follower(outcome));
+            }
+        }
+    }
+
+    /// Fetches as the leader of a flight, and lands it.
+    fn lead(&self, leader: Leader, interrupt: Interrupt<'_>, forced: bool) -> Result<Arc<Cached>> {
+        let now = self.clock.now();
+        let held = self.value.load_full();
+        if let Some(fresh) = held.as_ref().filter(|held| !forced && held.is_fresh(now) && now < held.renew_at) {
+            // Another flight landed between our look at the cache and our boarding.
+            let outcome = Ok(Arc::clone(fresh));
+            leader.land(&outcome);
+            return outcome;
+        }
+        let fallback = held.filter(|held| !forced && self.is_usable_when_stale(held, now));
+        let outcome = self.driver.run(self.fetch_once(fallback.as_deref(), forced), interrupt);
+        let outcome = match outcome {
+            Err(error) if error.code() == ErrorCode::FetchInterrupted => return Err(error),
+            Err(error) => Err(error),
+            Ok(Ok(fetched)) => Ok(self.store(fetched)),
+            Ok(Err(failure)) => self.fall_back(failure, fallback),
+        };
+        leader.land(&outcome);
+        outcome
+    }
+
+    async fn fetch_once(
+        &self,
+        fallback: Option<&Cached>,
+        forced: bool,
+    ) -> Result<std::result::Result<Fetched, ChainFailure>> {
+        let now = self.clock.now();
+        let budget = match fallback {
+            Some(_) => Budget { attempts: 1, deadline: now + BUDGET_WITH_STALE.min(self.limits.timeout) },
+            None => Budget { attempts: self.limits.max_retries + 1, deadline: now + self.limits.timeout },
+        };
+        Ok(self.chain.fetch(&*self.clock, budget, forced).await)
+    }
+
+    fn store(&self, fetched: Fetched) -> Arc<Cached> {
+        let previous = self.value.load_full();
+        let cached = Arc::new(Cached::new(fetched, previous.as_deref(), &*self.clock));
+        self.value.store(Some(Arc::clone(&cached)));
+        self.counters.refreshes.fetch_add(1, Ordering::Relaxed);
+        let changed = previous.is_none_or(|previous| previous.generation != cached.generation);
+        log::debug!(target: "mlflow_secrets_auth.cache", event = "stored", provider = cached.provider.name(),
+            fingerprint = cached.fingerprint.as_str(), changed;
+            "holding the credential {} from {}", cached.fingerprint, cached.provider.name());
+        if self.failing.swap(None).is_some() {
+            log::info!(target: "mlflow_secrets_auth.cache", event = "recovered", provider = cached.provider.name();
+                "credentials can be fetched again, from {}", cached.provider.name());
+        }
+        cached
+    }
+
+    /// The stale credential where the backend that gave it can't be reached, else the failure.
+    fn fall_back(&self, failure: ChainFailure, stale: Option<Arc<Cached>>) -> Result<Arc<Cached>> {
+        let unreachable =
+            |kind| failure.outlooks.iter().any(|(k, outlook)| *k == kind && *outlook == Outlook::Unreachable);
+        let stale = stale.filter(|stale| unreachable(stale.provider));
+        let first = self.failing.swap(Some(Arc::new(failure.error.clone()))).is_none();
+        self.counters.failures.fetch_add(u64::from(failure.asked), Ordering::Relaxed);
+        let next = self.chain.next_attempt().map_or(Duration::ZERO, |at| at.saturating_sub(self.clock.now()));
+        match stale {
+            Some(stale) => {
+                if first {
+                    log::warn!(target: "mlflow_secrets_auth.cache", event = "stale", provider = stale.provider.name(),
+                        code = failure.error.code().as_str(), fingerprint = stale.fingerprint.as_str();
+                        "going on with the credential fetched {} s ago, because it can't be fetched again: {}",
+                        stale.age(&*self.clock).as_secs(), failure.error);
+                }
+                Ok(stale)
+            }
+            None => {
+                if first {
+                    log::error!(target: "mlflow_secrets_auth.cache", event = "fetch_failed",
+                        code = failure.error.code().as_str(), next_attempt_ms = next.as_millis() as u64;
+                        "no credential (next try in {:.1} s): {}", next.as_secs_f64(), failure.error);
+                }
+                Err(failure.error)
+            }
+        }
+    }
+
+    fn is_usable_when_stale(&self, held: &Cached, now: Duration) -> bool {
+        !held.uncached
+            && now < held.fresh_until + self.limits.stale_if_error
+            && self.denials.load().rejected < held.generation
+    }
+
+    fn renew_ahead(self: &Arc<Self>, now: Duration) {
+        if self.chain.next_attempt().is_some_and(|at| now < at) {
+            return;
+        }
+        let flight = self.flight.get();
+        {
+            let Ok(mut state) = flight.state.try_lock() else { return };
+            if state.flying {
+                return;
+            }
+            state.flying = true;
+        }
+        let leader = Leader::of(flight);
+        let cache = Arc::clone(self);
+        let renewal = move || {
+            // Failures are remembered and logged; the credential at hand is good until its TTL ends.
+            let _ = cache.lead(leader, UNINTERRUPTED, false);
+        };
+        // Where the system gives no thread, the leader is dropped and the next caller tries.
+        let _ = std::thread::Builder::new().name("mlflow-secrets-renew".to_owned()).spawn(renewal);
+    }
+
+    fn newer_than(&self, generation: u64) -> Option<Arc<Cached>> {
+        self.value.load_full().filter(|cached| cached.generation > generation)
+    }
+
+    fn may_read_again(&self, origin: &Origin, generation: u64) -> bool {
+        let denials = self.denials.load();
+        let denial = denials.by_origin.get(origin).filter(|denial| denial.generation == generation);
+        denial.is_none_or(|denial| self.clock.now() >= denial.read_again_at)
+    }
+
+    fn read_after_denial(
+        &self,
+        leader: Leader,
+        origin: &Origin,
+        generation: u64,
+        status: u16,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<Arc<Cached>>> {
+        if let Some(newer) = self.newer_than(generation) {
+            leader.land(&Ok(Arc::clone(&newer)));
+            return Ok(Some(newer));
+        }
+        let first_time = !self.denials.load().by_origin.get(origin).is_some_and(|d| d.generation == generation);
+        let repeats: &[Duration] = if status == 401 && first_time { &READ_AGAIN_AFTER_401 } else { &[] };
+        let denied = self.value.load_full().map(|cached| cached.headers.clone());
+        let outcome = self.driver.run(self.fetch_until_changed(denied.as_ref(), repeats), interrupt)?;
+        let outcome = match outcome {
+            Ok(fetched) => Ok(self.store(fetched)),
+            Err(failure) => self.fall_back(failure, None),
+        };
+        let changed = outcome.as_ref().ok().filter(|cached| cached.generation > generation).cloned();
+        if changed.is_none() {
+            // Before landing: the followers look at this next.
+            self.denied_when_new(origin, generation, status);
+        }
+        leader.land(&outcome);
+        Ok(changed)
+    }
+
+    /// Reads until the headers are no longer `denied`, at once and then after each of `repeats`.
+    async fn fetch_until_changed(
+        &self,
+        denied: Option<&AuthHeaders>,
+        repeats: &[Duration],
+    ) -> Result<std::result::Result<Fetched, ChainFailure>> {
+        let started = self.clock.now();
+        let budget = Budget { attempts: self.limits.max_retries + 1, deadline: started + self.limits.timeout };
+        let mut repeats = repeats.iter();
+        loop {
+            let result = self.chain.fetch(&*self.clock, budget, false).await;
+            let unchanged = matches!(&result, Ok(fetched) if Some(&fetched.credential.headers) == denied);
+            let Some(after) = repeats.next().filter(|_| unchanged) else { return Ok(result) };
+            self.clock.sleep((started + *after).saturating_sub(self.clock.now())).await;
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What can go wrong: a stable code, what happened and where, and a hint.
+//!
+//! An error's text is `code: what happened, where` and a second line `hint: what to do`. It never holds a secret, a
+//! response body or a `Debug` dump, because MLflow shows users this text and nothing else.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which Python exception an [`ErrorCode`] becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A setting or a URL is not usable: `ConfigurationError`.
+    Configuration,
+    /// The host may not get the credential: `HostNotAllowedError`.
+    HostNotAllowed,
+    /// The secret could not be read: `SecretFetchError`.
+    Fetch,
+    /// The secret was read, but is not a usable credential: `SecretFormatError`.
+    Format,
+}
+
+impl ErrorKind {
+    /// The name of the Python exception class.
+    pub fn exception(self) -> &'static str {
+        match self {
+            Self::Configuration => "ConfigurationError",
+            Self::HostNotAllowed => "HostNotAllowedError",
+            Self::Fetch => "SecretFetchError",
+            Self::Format => "SecretFormatError",
+        }
+    }
+}
+
+/// Declares every code once: its text, its exception, and its entry in the error catalogue.
+macro_rules! error_codes {
+    ($( $(#[doc = $doc:literal])+ $variant:ident = $code:literal, $kind:ident; )+) => {
+        /// A stable name for a failure, such as `vault.permission_denied`. Codes are never reused for another meaning.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ErrorCode { $( $(#[doc = $doc])+ $variant, )+ }
+
+        impl ErrorCode {
+            /// Every code, in the order of the catalogue.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The code as users see it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $code,)+ }
+            }
+
+            /// Which exception it becomes in Python.
+            pub const fn kind(self) -> ErrorKind {
+                match self { $(Self::$variant => ErrorKind::$kind,)+ }
+            }
+
+            /// Its entry in the error catalogue, in Markdown.
+            pub const fn documentation(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc, "\n",)+),)+ }
+            }
+        }
+    };
+}
+
+error_codes! {
+    /// Several settings are not usable. Each is listed with its own code, so that one run shows all of them.
+    ConfigInvalid = "config.invalid", Configuration;
+    /// A setting has a value that is not accepted. The message names the variable, the value unless it is secret, and
+    /// what is accepted.
+    ConfigInvalidValue = "config.invalid_value", Configuration;
+    /// A provider is enabled, but a variable that it needs is not set, and no other enabled provider is complete.
+    ConfigMissing = "config.missing", Configuration;
+    /// Two variables that mean the same are set to different values. Unset one of them.
+    ConfigConflict = "config.conflict", Configuration;
+    /// No provider is enabled. Set `MLFLOW_SECRETS_AUTH_ENABLE`.
+    ConfigNoProvider = "config.no_provider", Configuration;
+    /// `MLFLOW_SECRETS_AUTH_ENABLE` names a provider that does not exist.
+    ConfigUnknownProvider = "config.unknown_provider", Configuration;
+    /// The provider exists, but this build of the package does not contain it.
+    ConfigProviderNotBuilt = "config.provider_not_built", Configuration;
+    /// `MLFLOW_SECRETS_ALLOWED_HOSTS` is set and names no host, so no server could ever get the credential.
+    ConfigAllowlistEmpty = "config.allowlist_empty", Configuration;
+    /// A file that a setting names can't be read, or does not hold what it should.
+    ConfigFile = "config.file", Configuration;
+    /// The request's URL is one that parsers read differently (user name in it, backslash, control character, `%` or a
+    /// zone in the host, a number that is not a plain IPv4 address, not http or https), so nobody can say for certain
+    /// which host would get the credential. The request is not sent.
+    UrlRefused = "url.refused", Configuration;
+    /// The credential would go over plain http to a host that is not permitted to get it that way.
+    PlainHttp = "host.plain_http", HostNotAllowed;
+    /// The host is not on the allowlist. (A request to such a host goes on without our header; this code is for the
+    /// commands and functions that need a yes.)
+    HostNotAllowed = "host.not_allowed", HostNotAllowed;
+    /// The credential could not be fetched within `MLFLOW_SECRETS_TIMEOUT_SEC`.
+    FetchTimeout = "fetch.timeout", Fetch;
+    /// The wait for the credential was ended from outside, for example by Ctrl-C.
+    FetchInterrupted = "fetch.interrupted", Fetch;
+    /// An SDK broke down. Please report it, with the output of `mlflow-secrets-auth info`.
+    FetchInternal = "fetch.internal", Fetch;
+    /// The HTTP client could not be made, for example because no usable CA certificate was found.
+    FetchClient = "fetch.client", Fetch;
+    /// Every enabled provider failed. Each is listed with its own code.
+    FetchAllFailed = "fetch.all_failed", Fetch;
+    /// Vault can't be reached: connection refused, name not found, timed out. Known elsewhere as
+    /// "Connection timeout to …".
+    VaultUnreachable = "vault.unreachable", Fetch;
+    /// The TLS connection to Vault was refused: the certificate is not signed by a CA that is trusted here, is for
+    /// another name, or has expired.
+    VaultTls = "vault.tls", Fetch;
+    /// Vault is sealed or still starting (HTTP 503). It is tried again within the deadline.
+    VaultSealed = "vault.sealed", Fetch;
+    /// Vault asks for fewer requests (HTTP 429). It is tried again within the deadline.
+    VaultThrottled = "vault.throttled", Fetch;
+    /// Vault failed inside (HTTP 5xx, or a standby that can't answer). It is tried again within the deadline.
+    VaultUnavailable = "vault.unavailable", Fetch;
+    /// The token is not accepted: unknown, revoked or expired. Known elsewhere as "Vault authentication failed".
+    VaultTokenRefused = "vault.token_refused", Fetch;
+    /// The login was refused. The message names the method and its mount. Known elsewhere as
+    /// "Vault authentication failed".
+    VaultLoginRefused = "vault.login_refused", Fetch;
+    /// The token is valid, but its policies don't permit this path.
+    VaultPermissionDenied = "vault.permission_denied", Fetch;
+    /// Nothing is stored at the path, or the path's mount does not exist. The message names every path tried. Known
+    /// elsewhere as "Secret not found at path".
+    VaultNotFound = "vault.not_found", Fetch;
+    /// The newest version of the secret is deleted or destroyed.
+    VaultSecretDeleted = "vault.secret_deleted", Fetch;
+    /// The server answered something that Vault does not answer. Is it Vault that `VAULT_ADDR` names?
+    VaultUnexpectedAnswer = "vault.unexpected_answer", Fetch;
+    /// The secret begins like a JSON object but is not one, or is another kind of JSON.
+    SecretNotJson = "secret.not_json", Format;
+    /// The secret has none of the fields that the mode needs.
+    SecretMissingField = "secret.missing_field", Format;
+    /// A field of the secret is not text.
+    SecretWrongType = "secret.wrong_type", Format;
+    /// The secret, or the field that counts, is empty.
+    SecretEmpty = "secret.empty", Format;
+    /// The credential can't be a header value: CR, LF, NUL, another control character, or not Latin-1.
+    SecretInvalidHeader = "secret.invalid_header", Format;
+    /// The secret sets a header that belongs to the connection: `Host`, `Content-Length`, `Transfer-Encoding`,
+    /// `Connection`.
+    SecretReservedHeader = "secret.reserved_header", Format;
+    /// In basic mode the secret must be `user:password`, and the user name can't hold a colon.
+    SecretNotBasic = "secret.not_basic", Format;
+    /// `expires_at` in the secret is not a time.
+    SecretInvalidExpiry = "secret.invalid_expiry", Format;
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a failure says about trying again and about the credential at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// The backend answered, or nothing was asked. Trying again changes nothing.
+    Final,
+    /// It may pass, but the backend did answer: worth a retry, no reason to use a stale credential.
+    MayPass,
+    /// The backend could not be reached (connection failure, timeout, 408, 429, 5xx, sealed): worth a retry, and the
+    /// last good credential may be used meanwhile.
+    Unreachable,
+}
+
+/// A failure, as users meet it. Cheap to clone: everybody who waited for one fetch gets the same.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    code: ErrorCode,
+    message: String,
+    hint: String,
+    outlook: Outlook,
+    retry_after: Option<Duration>,
+    parts: Vec<Error>,
+}
+
+impl Error {
+    /// A failure that trying again does not change. `message` is one sentence without its full stop; `hint` says what
+    /// to do.
+    pub fn new(code: ErrorCode, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self(Arc::new(Inner {
+            code,
+            message: message.into(),
+            hint: hint.into(),
+            outlook: Outlook::Final,
+            retry_after: None,
+            parts: Vec::new(),
+        }))
+    }
+
+    /// Several failures as one: alone it stays itself, together they are listed under `code`.
+    ///
+    /// Its outlook is the most hopeful of its parts.
+    pub fn together(code: ErrorCode, message: impl Into<String>, mut parts: Vec<Error>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let outlook = parts.iter().map(Error::outlook).max_by_key(|o| *o as u8).unwrap_or(Outlook::Final);
+        Self(Arc::new(Inner {
+            code,
+            message: message.into(),
+            hint: "mend each of them, then run `mlflow-secrets-auth doctor`".to_owned(),
+            outlook,
+            retry_after: None,
+            parts,
+        }))
+    }
+
+    /// The same failure with another outlook.
+    pub fn with_outlook(self, outlook: Outlook) -> Self {
+        self.rebuilt(|inner| inner.outlook = outlook)
+    }
+
+    /// The same failure, with how long the backend asked us to wait.
+    pub fn with_retry_after(self, wait: Option<Duration>) -> Self {
+        self.rebuilt(|inner| inner.retry_after = wait)
+    }
+
+    fn rebuilt(self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = Arc::try_unwrap(self.0).unwrap_or_else(|shared| Inner {
+            code: shared.code,
+            message: shared.message.clone(),
+            hint: shared.hint.clone(),
+            outlook: shared.outlook,
+            retry_after: shared.retry_after,
+            parts: shared.parts.clone(),
+        });
+        change(&mut inner);
+        Self(Arc::new(inner))
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> ErrorCode {
+        self.0.code
+    }
+
+    /// What happened, and where, without code and hint; its parts, if any, on lines of their own.
+    pub fn message(&self) -> String {
+        let mut text = self.0.message.clone();
+        for part in &self.0.parts {
+            text.push_str(&format!("\n  {}: {}", part.code(), part.message()));
+            text.push_str(&format!("\n    hint: {}", part.hint()));
+        }
+        text
+    }
+
+    /// What to do.
+    pub fn hint(&self) -> &str {
+        &self.0.hint
+    }
+
+    /// What it says about trying again.
+    pub fn outlook(&self) -> Outlook {
+        self.0.outlook
+    }
+
+    /// How long the backend asked us to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// The failures that it is made of; empty for a single one.
+    pub fn parts(&self) -> &[Error] {
+        &self.0.parts
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}\nhint: {}", self.code(), self.message(), self.hint())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({})", self.code())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The result of everything that can fail here.
+pub type Result<T> = std::result::Result<T, Error>;

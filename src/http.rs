@@ -1,0 +1,239 @@
+//! The one HTTP client: CA roots, proxies, timeouts, no redirects, and what a transport failure means.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorCode, Outlook, Result};
+use crate::runtime;
+use crate::settings::{Reader, variables as var};
+
+/// How long making a connection may take. A fetch's own deadline is usually longer, so that one retry fits in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A pooled connection that has been idle for longer is not used again: nobody watches it while no fetch runs, so the
+/// server may have closed it long ago.
+const POOL_IDLE: Duration = Duration::from_secs(1);
+
+/// No answer that we want is larger.
+const MAX_BODY: usize = 1 << 20;
+
+/// The CA certificates that a backend's certificate must lead to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum TrustRoots {
+    /// Those of the operating system.
+    #[default]
+    System,
+    /// Those in a PEM file, and no others.
+    Only {
+        /// The variable that named the file, for error texts.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl TrustRoots {
+    /// The roots for every backend: `REQUESTS_CA_BUNDLE`, else `SSL_CERT_FILE`, else the system's.
+    pub fn read(reader: &mut Reader<'_>) -> Self {
+        let variables = [&var::REQUESTS_CA_BUNDLE, &var::SSL_CERT_FILE];
+        let named = variables.map(|variable| reader.text(variable).map(|path| (variable.name, path)));
+        match named.into_iter().flatten().next() {
+            Some((variable, path)) => Self::Only { variable, path: path.into() },
+            None => Self::System,
+        }
+    }
+
+    fn certificates(&self) -> Result<Option<Vec<reqwest::Certificate>>> {
+        let Self::Only { variable, path } = self else { return Ok(None) };
+        let unusable = |what: String| {
+            Error::new(
+                ErrorCode::ConfigFile,
+                format!("{variable} names {}, {what}", path.display()),
+                format!("let {variable} name a PEM file with CA certificates, or unset it"),
+            )
+        };
+        let pem = std::fs::read(path).map_err(|e| unusable(format!("which can't be read: {}", plain_io(&e))))?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem);
+        match certificates {
+            Ok(certificates) if !certificates.is_empty() => Ok(Some(certificates)),
+            _ => Err(unusable("which holds no PEM certificate".to_owned())),
+        }
+    }
+}
+
+/// What a backend needs of its HTTP client.
+#[derive(Clone, Debug)]
+pub struct ClientOptions<'a> {
+    /// Whether the backend speaks TLS. For plain http no roots are loaded, which saves most of the first fetch's time.
+    pub tls: bool,
+    /// The CA certificates to trust.
+    pub roots: &'a TrustRoots,
+    /// Turns certificate verification off.
+    pub skip_verify: bool,
+    /// Whether the backend is on this machine, and so never behind a proxy.
+    pub loopback: bool,
+    /// How long one request may take, body included; `None` leaves it to the fetch's deadline.
+    pub request_timeout: Option<Duration>,
+}
+
+/// Makes a client. It follows no redirects, because a redirect would carry the backend's token along.
+///
+/// # Errors
+/// [`ErrorCode::ConfigFile`] for roots that can't be read, [`ErrorCode::FetchClient`] where the system has none.
+pub fn client(options: &ClientOptions<'_>) -> Result<reqwest::Client> {
+    // Making a client initialises statics of the TLS library: a fork in the middle of that would leave the child waiting.
+    let _guard = runtime::hold_off_forks();
+    let mut builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(POOL_IDLE)
+        .user_agent(concat!("mlflow-secrets-auth/", env!("CARGO_PKG_VERSION")));
+    if let Some(timeout) = options.request_timeout {
+        builder = builder.timeout(timeout);
+    }
+    if options.loopback {
+        builder = builder.no_proxy();
+    }
+    if !options.tls {
+        builder = builder.tls_certs_only(Vec::new());
+    } else if options.skip_verify {
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    } else if let Some(certificates) = options.roots.certificates()? {
+        builder = builder.tls_certs_only(certificates);
+    }
+    builder.build().map_err(|e| {
+        Error::new(
+            ErrorCode::FetchClient,
+            format!("the HTTP client can't be made: {}", reason(&e)),
+            "install the system's CA certificates (package ca-certificates), or name a PEM file in SSL_CERT_FILE",
+        )
+    })
+}
+
+/// The body of `response`, up to 1 MiB.
+pub async fn read_body(mut response: reqwest::Response) -> std::result::Result<Vec<u8>, BodyError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(BodyError::Transport)? {
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(BodyError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Why a body could not be read.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The connection failed or timed out.
+    Transport(reqwest::Error),
+    /// It is larger than any answer that we want.
+    TooLarge,
+}
+
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Transport(error) => f.write_str(&reason(error)),
+            Self::TooLarge => f.write_str("the answer is larger than 1 MiB"),
+        }
+    }
+}
+
+impl StdError for BodyError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Transport(error) => Some(error),
+            Self::TooLarge => None,
+        }
+    }
+}
+
+/// What a failed exchange means, before any status was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TransportFailure {
+    /// The certificate, or another part of the TLS handshake, was refused.
+    Tls(String),
+    /// Everything else: refused, reset, name not found, timed out.
+    Unreachable(String),
+}
+
+impl TransportFailure {
+    /// Reads the cause from an error of any of the SDKs, by looking through its sources.
+    pub fn of(error: &(dyn StdError + 'static)) -> Self {
+        match tls_error(error) {
+            Some(problem) => Self::Tls(problem),
+            None => Self::Unreachable(reason(error)),
+        }
+    }
+
+    /// What it says about trying again.
+    pub fn outlook(&self) -> Outlook {
+        match self {
+            Self::Tls(_) => Outlook::Final,
+            Self::Unreachable(_) => Outlook::Unreachable,
+        }
+    }
+}
+
+fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    fn next<'a>(error: &&'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+        // io::Error hides the error that it wraps from source(), so step into it by hand.
+        let error: &'a (dyn StdError + 'static) = *error;
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|inner| inner as &(dyn StdError + 'static)).or_else(|| error.source())
+    }
+    std::iter::successors(Some(error), next)
+}
+
+fn tls_error(error: &(dyn StdError + 'static)) -> Option<String> {
+    sources(error).find_map(|source| source.downcast_ref::<rustls::Error>()).map(|error| match error {
+        rustls::Error::InvalidCertificate(problem) => match problem {
+            rustls::CertificateError::UnknownIssuer => {
+                "the certificate is signed by a CA that is not trusted here".to_owned()
+            }
+            rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. } => {
+                "the certificate is for another name".to_owned()
+            }
+            rustls::CertificateError::Expired | rustls::CertificateError::ExpiredContext { .. } => {
+                "the certificate has expired".to_owned()
+            }
+            other => format!("the certificate is refused ({other})"),
+        },
+        other => format!("the TLS handshake failed ({other})"),
+    })
+}
+
+/// The cause in a few words, without addresses that a user did not type and without any `Debug` output.
+pub fn reason(error: &(dyn StdError + 'static)) -> String {
+    if sources(error).any(|e| e.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout)) {
+        return "timed out".to_owned();
+    }
+    let io = sources(error).filter_map(|source| source.downcast_ref::<io::Error>()).last();
+    match io {
+        Some(error) => plain_io(error),
+        None => sources(error).last().map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+/// An operating system's error in plain words.
+pub fn plain_io(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
+        io::ErrorKind::TimedOut => "timed out".to_owned(),
+        io::ErrorKind::NotFound => "no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::UnexpectedEof => "the connection was closed in the middle of an answer".to_owned(),
+        _ if error.to_string().starts_with("failed to lookup address") => "the name can't be resolved".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The number of seconds in a `Retry-After` header. A date is not read: the deadline bounds the wait in any case.
+pub fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
+}

@@ -1,0 +1,47 @@
+//! The right credential on every MLflow request, from the secrets manager that a company already has.
+//!
+//! ```text
+//! requests.PreparedRequest.url
+//!       │
+//!       ▼
+//! origin        Origin            scheme, host, port that will be dialed; anything odd is refused
+//!       ▼
+//! allowlist     Allowlist         may this origin get a credential?
+//!       ▼
+//! cache         CredentialCache   fresh: done. Otherwise one flight; the others wait or use the old one
+//!       ▼
+//! chain         ProviderChain     one deadline, fail over, remember who is down
+//!       ▼
+//! provider/*    Provider          fetch_secret() → SecretPayload
+//!       ▼
+//! credential    Credential        payload + mode → token | basic | headers
+//!       ▼
+//! header        AuthHeaders       checked, masked, ready to set
+//!       ▼
+//! request.headers[…]  ── 401/403 ──▶ CredentialCache::denied ▶ fetch again ▶ resend once
+//! ```
+//!
+//! `authorizer` runs these steps; `settings` says how; `error` says what went wrong; `runtime`, `retry`, `http` and `clock`
+//! are the ground that they stand on. `python` binds it all to Python, and is the only part that knows PyO3.
+//!
+//! Four words are kept apart: a *token* or *identity* logs us in to the backend; a *secret* is what the backend stores; a
+//! *credential* is what the MLflow server wants; a *header* is what goes on the wire.
+
+pub mod allowlist;
+pub mod authorizer;
+pub mod cache;
+pub mod chain;
+pub mod clock;
+pub mod credential;
+pub mod error;
+pub mod header;
+pub mod http;
+pub mod origin;
+pub mod provider;
+pub mod retry;
+pub mod runtime;
+pub mod secret;
+pub mod settings;
+
+pub use authorizer::Authorizer;
+pub use error::{Error, ErrorCode, Result};

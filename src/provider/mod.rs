@@ -1,0 +1,144 @@
+//! The backends. Each fetches one secret; none caches it, and none retries.
+
+#[cfg(feature = "vault")]
+pub mod vault;
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::BoxFuture;
+
+use crate::clock::Clock;
+use crate::credential::AuthMode;
+use crate::error::{Error, ErrorCode, Result};
+use crate::http::TrustRoots;
+use crate::secret::SecretString;
+use crate::settings::Reader;
+use crate::settings::variables::{self as var, Variable};
+
+/// The kinds of backend, in the order of their priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProviderKind {
+    /// HashiCorp Vault and OpenBao.
+    Vault,
+    /// AWS Secrets Manager.
+    AwsSecretsManager,
+    /// Azure Key Vault.
+    AzureKeyVault,
+}
+
+impl ProviderKind {
+    /// Every kind, first come, first asked.
+    pub const ALL: &'static [Self] = &[Self::Vault, Self::AwsSecretsManager, Self::AzureKeyVault];
+
+    /// Its name in the settings and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vault => "vault",
+            Self::AwsSecretsManager => "aws-secrets-manager",
+            Self::AzureKeyVault => "azure-key-vault",
+        }
+    }
+
+    /// The variable that enables or disables it alone.
+    pub fn toggle(self) -> &'static Variable {
+        match self {
+            Self::Vault => &var::MLFLOW_SECRETS_AUTH_ENABLE_VAULT,
+            Self::AwsSecretsManager => &var::MLFLOW_SECRETS_AUTH_ENABLE_AWS_SECRETS_MANAGER,
+            Self::AzureKeyVault => &var::MLFLOW_SECRETS_AUTH_ENABLE_AZURE_KEY_VAULT,
+        }
+    }
+
+    /// Whether this build contains it.
+    pub fn is_built(self) -> bool {
+        match self {
+            Self::Vault => cfg!(feature = "vault"),
+            Self::AwsSecretsManager | Self::AzureKeyVault => false,
+        }
+    }
+}
+
+/// The settings of one enabled provider.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ProviderSettings {
+    /// HashiCorp Vault and OpenBao.
+    #[cfg(feature = "vault")]
+    Vault(vault::VaultSettings),
+}
+
+impl ProviderSettings {
+    /// Reads what `kind` needs. `Ok(None)` where a value is malformed, which `reader` has recorded.
+    ///
+    /// # Errors
+    /// [`ErrorCode::ConfigMissing`] where a required variable is not set, [`ErrorCode::ConfigProviderNotBuilt`].
+    pub fn read(kind: ProviderKind, reader: &mut Reader<'_>) -> Result<Option<Self>> {
+        match kind {
+            #[cfg(feature = "vault")]
+            ProviderKind::Vault => Ok(vault::VaultSettings::read(reader)?.map(Self::Vault)),
+            _ => Err(Error::new(
+                ErrorCode::ConfigProviderNotBuilt,
+                format!("this build has no provider {}", kind.name()),
+                "enable a provider that `mlflow-secrets-auth info` lists as built in",
+            )),
+        }
+    }
+
+    /// Which provider they are for.
+    pub fn kind(&self) -> ProviderKind {
+        match self {
+            #[cfg(feature = "vault")]
+            Self::Vault(_) => ProviderKind::Vault,
+        }
+    }
+
+    /// How long a credential of this provider is used.
+    pub fn ttl(&self) -> Duration {
+        match self {
+            #[cfg(feature = "vault")]
+            Self::Vault(settings) => settings.ttl,
+        }
+    }
+
+    /// How its secret becomes a header.
+    pub fn auth_mode(&self) -> AuthMode {
+        match self {
+            #[cfg(feature = "vault")]
+            Self::Vault(settings) => settings.auth_mode,
+        }
+    }
+
+    /// The provider that these settings describe. Nothing is contacted yet.
+    pub fn provider(&self, roots: &TrustRoots) -> Box<dyn Provider> {
+        match self {
+            #[cfg(feature = "vault")]
+            Self::Vault(settings) => Box::new(vault::VaultProvider::new(settings.clone(), roots.clone())),
+        }
+    }
+}
+
+/// A secret as the backend gave it.
+#[derive(Clone, Debug)]
+pub struct SecretPayload {
+    /// The text: plain, or a JSON object.
+    pub text: SecretString,
+    /// The backend's name for this version, where it has one.
+    pub version: Option<String>,
+    /// When the backend says that it ends.
+    pub expires_at: Option<SystemTime>,
+    /// For how long the backend lends it from now, where it lends.
+    pub lease: Option<Duration>,
+    /// Where it was read, for people: `secret/data/mlflow/auth`.
+    pub location: String,
+}
+
+/// A backend that holds the secret.
+pub trait Provider: Send + Sync {
+    /// Which backend it is.
+    fn kind(&self) -> ProviderKind;
+
+    /// Reads the secret once: signs in if need be, and asks the backend. It does not retry, and does not remember the
+    /// secret; it may remember who it is signed in as.
+    ///
+    /// The future may be dropped at any await, when the deadline ends or the caller is interrupted.
+    fn fetch_secret<'a>(&'a self, clock: &'a dyn Clock) -> BoxFuture<'a, Result<SecretPayload>>;
+}
