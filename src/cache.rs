@@ -231,20 +231,26 @@ impl CredentialCache {
         })
     }
 
-    /// The credential: from the cache while it is fresh, else fetched, by one caller for all.
+    /// The credential while it is fresh. Never waits.
     ///
     /// In the last fifth of the TTL the first caller starts a renewal on a thread of its own and goes on with the
     /// credential at hand.
+    pub fn fresh(self: &Arc<Self>) -> Option<Arc<Cached>> {
+        let now = self.clock.now();
+        let cached = self.value.load_full().filter(|cached| cached.is_fresh(now))?;
+        if now >= cached.renew_at {
+            self.renew_ahead(now);
+        }
+        self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        Some(cached)
+    }
+
+    /// The credential: from the cache while it is fresh, else fetched, by one caller for all.
     ///
     /// # Errors
     /// Those of the providers; [`ErrorCode::FetchTimeout`]; [`ErrorCode::FetchInterrupted`].
     pub fn get(self: &Arc<Self>, interrupt: Interrupt<'_>) -> Result<Arc<Cached>> {
-        let now = self.clock.now();
-        if let Some(cached) = self.value.load_full().filter(|cached| cached.is_fresh(now)) {
-            if now >= cached.renew_at {
-                self.renew_ahead(now);
-            }
-            self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        if let Some(cached) = self.fresh() {
             return Ok(cached);
         }
         self.counters.misses.fetch_add(1, Ordering::Relaxed);

@@ -33,11 +33,14 @@ pub mod cache;
 pub mod chain;
 pub mod clock;
 pub mod credential;
+pub mod doctor;
 pub mod error;
 pub mod header;
 pub mod http;
 pub mod origin;
 pub mod provider;
+#[cfg(feature = "python")]
+mod python;
 pub mod retry;
 pub mod runtime;
 pub mod secret;

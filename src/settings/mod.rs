@@ -105,16 +105,8 @@ impl Settings {
 
     /// As [`read`](Self::read), but leaves the errors and the record of what was looked at in `reader`.
     pub fn read_from(reader: &mut Reader<'_>) -> Option<Self> {
-        let access = Access {
-            allowlist: allowlist(reader),
-            allow_http: reader.boolean(&var::MLFLOW_SECRETS_ALLOW_HTTP, false),
-            on_error: reader.choice(
-                &var::MLFLOW_SECRETS_ON_ERROR,
-                &[("raise", OnError::Raise), ("skip", OnError::Skip)],
-                OnError::Raise,
-            ),
-        };
-        let header_name = header_name(reader);
+        let access = Self::read_access(reader);
+        let header_name = Self::read_header_name(reader);
         let max_retries = reader.whole_number(&var::MLFLOW_SECRETS_MAX_RETRIES, 3, 0..=10);
         let timeout = reader.seconds(&var::MLFLOW_SECRETS_TIMEOUT_SEC, 30, 1..=300);
         let stale_if_error = reader.seconds(&var::MLFLOW_SECRETS_STALE_IF_ERROR_SEC, 3600, 0..=604_800);
@@ -126,6 +118,29 @@ impl Settings {
         }
         let fetch = FetchSettings { providers, header_name, max_retries, timeout, stale_if_error, roots };
         Some(Self { access, fetch, notices: reader.take_notices() })
+    }
+
+    /// The part about who may get the credential, alone.
+    pub fn read_access(reader: &mut Reader<'_>) -> Access {
+        Access {
+            allowlist: allowlist(reader),
+            allow_http: reader.boolean(&var::MLFLOW_SECRETS_ALLOW_HTTP, false),
+            on_error: reader.choice(
+                &var::MLFLOW_SECRETS_ON_ERROR,
+                &[("raise", OnError::Raise), ("skip", OnError::Skip)],
+                OnError::Raise,
+            ),
+        }
+    }
+
+    /// `MLFLOW_AUTH_HEADER_NAME`, alone.
+    pub fn read_header_name(reader: &mut Reader<'_>) -> String {
+        let variable = &var::MLFLOW_AUTH_HEADER_NAME;
+        let Some(name) = reader.text(variable) else { return variable.default.to_owned() };
+        if !is_header_name(&name) || is_reserved(&name) {
+            reader.invalid(variable, &name, None);
+        }
+        name
     }
 }
 
@@ -151,15 +166,6 @@ fn allowlist(reader: &mut Reader<'_>) -> Option<Allowlist> {
         );
     }
     Some(Allowlist::new(patterns))
-}
-
-fn header_name(reader: &mut Reader<'_>) -> String {
-    let variable = &var::MLFLOW_AUTH_HEADER_NAME;
-    let Some(name) = reader.text(variable) else { return "Authorization".to_owned() };
-    if !is_header_name(&name) || is_reserved(&name) {
-        reader.invalid(variable, &name, None);
-    }
-    name
 }
 
 /// The providers that are enabled, before anything else is read of them: `MLFLOW_SECRETS_AUTH_ENABLE` and its toggles.

@@ -1,0 +1,95 @@
+"""Functions for programs that do without ``requests``, or want to look at the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlflow_secrets_auth import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One credential in memory.
+
+    Attributes:
+        provider: Who gave it: ``vault``, ``aws-secrets-manager`` or ``azure-key-vault``.
+        age: Seconds since it was fetched.
+        expires_in: Seconds for which it is still fresh.
+        stale: Whether it has outlived its TTL.
+        fingerprint: A keyed hash that tells credentials apart, for as long as this process lives.
+    """
+
+    provider: str
+    age: float
+    expires_in: float
+    stale: bool
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What the caches of this process have done so far.
+
+    Attributes:
+        hits: Requests that a cached credential served.
+        misses: Requests that had to wait for a fetch.
+        refreshes: Fetches that ended with a credential.
+        failures: Fetches that failed.
+        entries: The credentials in memory.
+    """
+
+    hits: int
+    misses: int
+    refreshes: int
+    failures: int
+    entries: tuple[CacheEntry, ...]
+
+
+def headers_for(url: str, *, settings: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The headers that a request to ``url`` should carry; empty for a host that is not allowed.
+
+    When no allowlist is set, the host of ``url`` counts as allowed, because the caller named it.
+
+    Raises:
+        SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
+    """
+    grant = _core.Authorizer(_headers_of, settings, True).authorize(dialed(url))
+    return dict(grant) if grant is not None else {}
+
+
+def refresh(*, settings: Mapping[str, Any] | None = None) -> None:
+    """Fetches the credential now, past every cache and every wait after a failure.
+
+    Raises:
+        SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
+    """
+    _core.Authorizer(_headers_of, settings, True).refresh()
+
+
+def clear_cache() -> None:
+    """Forgets all credentials, rejections and failures, so that the next request fetches. Logins are kept."""
+    _core.clear_cache()
+
+
+def cache_info() -> CacheInfo:
+    """Counters and entries of this process's caches."""
+    info = _core.cache_info()
+    entries = tuple(CacheEntry(**entry) for entry in info.pop("entries"))
+    return CacheInfo(entries=entries, **info)
+
+
+def dialed(url: str) -> str:
+    """``url`` as ``requests`` would prepare it, which matters for hosts with letters beyond ASCII."""
+    if url.isascii():
+        return url
+    import requests
+
+    return requests.Request("GET", url).prepare().url or ""
+
+
+def _headers_of(headers: tuple[tuple[str, str], ...], origin: str, generation: int) -> Any:
+    return headers

@@ -1,0 +1,244 @@
+//! The extension module `mlflow_secrets_auth._core`, and the only place that knows PyO3.
+
+mod authorizer;
+mod environment;
+mod journal;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::allowlist::{Allowlist, Pattern, Verdict};
+use crate::error::{Error, ErrorCode};
+use crate::origin::Origin;
+use crate::provider::ProviderKind;
+use crate::runtime::Interrupt;
+use crate::settings::variables::{ALL, Section};
+use crate::settings::{Reader, Settings, enabled_providers};
+use crate::{authorizer as core, doctor};
+
+static EXITING: AtomicBool = AtomicBool::new(false);
+
+/// The Python exception for an error: `mlflow_secrets_auth.errors.<class>(code, message, hint)`.
+fn exception(py: Python<'_>, error: &Error) -> PyErr {
+    let make = || {
+        let class = py.import("mlflow_secrets_auth.errors")?.getattr(error.code().kind().exception())?;
+        class.call1((error.code().as_str(), error.message(), error.hint()))
+    };
+    make().map_or_else(|problem| problem, PyErr::from_value)
+}
+
+/// Runs `work` with the interpreter released, so that other Python threads go on, and with an interrupt that lets
+/// Ctrl-C through. Afterwards the log records made meanwhile are emitted, on this thread.
+///
+/// # Errors
+/// What a signal handler raised (`KeyboardInterrupt`), else the exception for the work's own error.
+fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::Result<T> + Send) -> PyResult<T> {
+    let on_main_thread = is_main_thread(py);
+    let raised = std::sync::Mutex::new(None);
+    let result = py.detach(|| {
+        let interrupted = || {
+            if EXITING.load(Ordering::Acquire) && !on_main_thread {
+                return true;
+            }
+            // Only the main thread runs signal handlers.
+            on_main_thread
+                && Python::attach(|py| match py.check_signals() {
+                    Ok(()) => false,
+                    Err(error) => raised.lock().map(|mut slot| *slot = Some(error)).is_ok(),
+                })
+        };
+        let result = work(&interrupted);
+        if EXITING.load(Ordering::Acquire) && !on_main_thread {
+            // The interpreter is going away. Python would end this thread on its way back in, and before 3.14 does so
+            // by unwinding through our frames, which aborts the process. So it does not come back.
+            loop {
+                std::thread::park();
+            }
+        }
+        result
+    });
+    journal::emit(py);
+    if let Some(error) = raised.into_inner().unwrap_or_default() {
+        return Err(error);
+    }
+    result.map_err(|error| exception(py, &error))
+}
+
+fn is_main_thread(py: Python<'_>) -> bool {
+    let ask = || {
+        let threading = py.import("threading")?;
+        threading.call_method0("main_thread")?.getattr("ident")?.eq(threading.call_method0("get_ident")?)
+    };
+    ask().unwrap_or(false)
+}
+
+/// Called at interpreter exit: threads in the middle of a fetch stay where they are.
+#[pyfunction]
+fn _exiting() {
+    EXITING.store(true, Ordering::Release);
+}
+
+/// What `mlflow-secrets-auth info` shows of the core, as JSON. No network.
+#[pyfunction]
+fn info(py: Python<'_>) -> PyResult<String> {
+    Ok(doctor::info(&environment::read(py)?).to_string())
+}
+
+/// The checks of `mlflow-secrets-auth doctor` up to the header, as JSON. Contacts the backends.
+#[pyfunction]
+fn examine(py: Python<'_>) -> PyResult<String> {
+    let environment = environment::read(py)?;
+    blocking(py, |interrupt| doctor::examine(&environment, interrupt)).map(|findings| findings.to_string())
+}
+
+/// What the allowlist says about `url`, as JSON; `own_urls` are those that count when there is no allowlist.
+#[pyfunction]
+fn examine_url(py: Python<'_>, url: &str, own_urls: Vec<String>) -> PyResult<String> {
+    Ok(doctor::examine_url(&environment::read(py)?, url, own_urls).to_string())
+}
+
+/// The names of the enabled providers, in the order of their priority. What is malformed raises `ConfigurationError`.
+#[pyfunction]
+fn provider_names(py: Python<'_>) -> PyResult<Vec<&'static str>> {
+    let environment = environment::read(py)?;
+    let mut reader = Reader::new(&environment);
+    let enabled = enabled_providers(&mut reader);
+    let enabled = reader.finish(Some(enabled)).map_err(|error| exception(py, &error))?;
+    Ok(enabled.into_iter().map(ProviderKind::name).collect())
+}
+
+/// The patterns of the allowlist, or `None` when it is unset, and the header's name.
+#[pyfunction]
+fn access_settings(py: Python<'_>) -> PyResult<(Option<Vec<String>>, String)> {
+    let environment = environment::read(py)?;
+    let mut reader = Reader::new(&environment);
+    let access = Settings::read_access(&mut reader);
+    let header_name = Settings::read_header_name(&mut reader);
+    let access = reader.finish(Some(access)).map_err(|error| exception(py, &error))?;
+    let patterns = access.allowlist.map(|list| list.patterns().iter().map(|p| p.as_str().to_owned()).collect());
+    Ok((patterns, header_name))
+}
+
+/// Whether one of `patterns` matches the host that a request to `url` would dial.
+#[pyfunction]
+fn matches(py: Python<'_>, url: &str, patterns: Vec<String>) -> PyResult<bool> {
+    let origin = Origin::of(url).map_err(|error| exception(py, &error))?;
+    let patterns: Result<Vec<_>, _> =
+        patterns.iter().map(|text| Pattern::parse(text).map_err(|why| (text, why))).collect();
+    let patterns = patterns.map_err(|(text, why)| {
+        let hint = "a pattern is [scheme://]host[:port], for example *.example.com";
+        exception(
+            py,
+            &Error::new(ErrorCode::ConfigInvalidValue, format!("the pattern {text:?} is not usable: {why}"), hint),
+        )
+    })?;
+    Ok(matches!(Allowlist::new(patterns).verdict(&origin), Verdict::Allowed { .. }))
+}
+
+/// The origin of `url` as text, or `ConfigurationError` where it is odd.
+#[pyfunction]
+fn origin(py: Python<'_>, url: &str) -> PyResult<String> {
+    Origin::of(url).map(|origin| origin.to_string()).map_err(|error| exception(py, &error))
+}
+
+/// Whether a redirect from one URL to the other may keep our headers. Odd URLs may not.
+#[pyfunction]
+fn keeps_credential(from: &str, to: &str) -> bool {
+    matches!((Origin::of(from), Origin::of(to)), (Ok(from), Ok(to)) if from.keeps_credential(&to))
+}
+
+/// Forgets all credentials, rejections and failures; not logins.
+#[pyfunction]
+fn clear_cache() {
+    for cache in core::caches() {
+        cache.clear();
+    }
+}
+
+/// Counters and entries of every cache, summed up.
+#[pyfunction]
+fn cache_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let mut sums = [0_u64; 4];
+    let mut entries = Vec::new();
+    for cache in core::caches() {
+        let counts = cache.counts();
+        for (sum, count) in sums.iter_mut().zip([counts.hits, counts.misses, counts.refreshes, counts.failures]) {
+            *sum += count;
+        }
+        let Some(cached) = cache.peek() else { continue };
+        let entry = PyDict::new(py);
+        entry.set_item("provider", cached.provider.name())?;
+        entry.set_item("age", cached.age(cache.clock()).as_secs_f64())?;
+        entry.set_item("expires_in", cached.expires_in(cache.clock()).as_secs_f64())?;
+        entry.set_item("stale", cached.expires_in(cache.clock()).is_zero())?;
+        entry.set_item("fingerprint", &cached.fingerprint)?;
+        entries.push(entry);
+    }
+    let info = PyDict::new(py);
+    for (name, sum) in ["hits", "misses", "refreshes", "failures"].into_iter().zip(sums) {
+        info.set_item(name, sum)?;
+    }
+    info.set_item("entries", entries)?;
+    Ok(info)
+}
+
+/// Every variable with its documentation, for the generated pages.
+#[pyfunction]
+fn variables(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    ALL.iter()
+        .map(|variable| {
+            let row = PyDict::new(py);
+            row.set_item("name", variable.name)?;
+            row.set_item("section", variable.section.title())?;
+            row.set_item("summary", variable.summary())?;
+            row.set_item("documentation", variable.documentation.trim())?;
+            row.set_item("default", variable.default)?;
+            row.set_item("accepts", variable.accepts)?;
+            row.set_item("example", variable.example)?;
+            row.set_item("secret", variable.secret)?;
+            row.set_item("required", variable.required)?;
+            Ok(row)
+        })
+        .collect()
+}
+
+/// Every error code with its exception and its documentation, for the generated catalogue.
+#[pyfunction]
+fn error_codes() -> Vec<(&'static str, &'static str, &'static str)> {
+    ErrorCode::ALL.iter().map(|code| (code.as_str(), code.kind().exception(), code.documentation().trim())).collect()
+}
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    crate::runtime::watch_forks();
+    journal::install();
+    py.import("atexit")?.call_method1("register", (wrap_pyfunction!(_exiting, module)?,))?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<authorizer::Authorizer>()?;
+    module.add_function(wrap_pyfunction!(info, module)?)?;
+    module.add_function(wrap_pyfunction!(examine, module)?)?;
+    module.add_function(wrap_pyfunction!(examine_url, module)?)?;
+    module.add_function(wrap_pyfunction!(provider_names, module)?)?;
+    module.add_function(wrap_pyfunction!(access_settings, module)?)?;
+    module.add_function(wrap_pyfunction!(matches, module)?)?;
+    module.add_function(wrap_pyfunction!(origin, module)?)?;
+    module.add_function(wrap_pyfunction!(keeps_credential, module)?)?;
+    module.add_function(wrap_pyfunction!(clear_cache, module)?)?;
+    module.add_function(wrap_pyfunction!(cache_info, module)?)?;
+    module.add_function(wrap_pyfunction!(variables, module)?)?;
+    module.add_function(wrap_pyfunction!(error_codes, module)?)?;
+    Ok(())
+}
+
+impl Section {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Global => "Global",
+            Self::Vault => "HashiCorp Vault and OpenBao",
+            Self::Network => "TLS roots",
+        }
+    }
+}
