@@ -1,0 +1,52 @@
+# The commands that people and CI run. `make demo` and `make test` need Python 3.10+, a C compiler and Rust; everything
+# else goes into .venv and target. Both use one build of the dependencies: the dev profile.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+.PHONY: help demo test test-rust test-python build docs-tables lint clean prerequisites
+
+help:
+	@echo "make demo    an MLflow run against a protected server, with the credential from OpenBao"
+	@echo "make test    all tests"
+	@echo "make lint    format and lint checks"
+	@echo "make clean   remove what the others made"
+
+prerequisites:
+	@PYTHON="$(PYTHON)" sh tools/prerequisites.sh
+
+$(BIN)/.ready: tests_py/requirements.txt pyproject.toml | prerequisites
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "maturin>=1.9.4,<2"
+	$(BIN)/python -m pip install --quiet -r tests_py/requirements.txt "requests>=2.31" "click>=8.1"
+	touch $@
+
+build: $(BIN)/.ready
+	@echo "building the package (the first time takes some minutes)"
+	@$(BIN)/maturin develop >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+
+demo: build
+	$(BIN)/python demo/run.py
+
+test: test-rust test-python
+
+test-rust: | prerequisites
+	cargo test --quiet
+
+test-python: build
+	$(BIN)/python -m pytest
+
+docs-tables: build
+	$(BIN)/python tools/tables.py --write
+
+lint: build
+	cargo fmt --check
+	cargo clippy --all-targets --quiet -- -D warnings
+	$(BIN)/python -m pip install --quiet ruff mypy types-requests
+	$(BIN)/ruff check python tests_py demo tools
+	$(BIN)/mypy --strict python/mlflow_secrets_auth
+
+clean:
+	rm -rf $(VENV) target dist site
