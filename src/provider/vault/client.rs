@@ -195,6 +195,10 @@ impl MiddleWare for Headers<'_> {
         _: &E,
         request: &mut ::http::Request<Vec<u8>>,
     ) -> std::result::Result<(), ClientError> {
+        // vaultrs' paths begin with a slash, and Vault answers a double one with a redirect.
+        if let Ok(plain) = request.uri().to_string().replacen("/v1//", "/v1/", 1).parse() {
+            *request.uri_mut() = plain;
+        }
         let mut set = |name: &'static str, value: &str, secret: bool| {
             let value = ::http::HeaderValue::from_str(value);
             let mut value = value.map_err(|e| ClientError::GenericError { source: e.into() })?;

@@ -1,0 +1,83 @@
+"""Fixtures: real servers, a clean environment, and an empty cache for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from loopback import Loopback, VaultLike
+from servers import MlflowServer, OpenBao
+
+import mlflow_secrets_auth
+
+Configure = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="session")
+def bao(server_folder: Path) -> Iterator[OpenBao]:
+    """A real OpenBao server, shared by all tests: use a path or a mount of your own."""
+    with OpenBao(server_folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(server_folder: Path) -> Iterator[MlflowServer]:
+    """A real MLflow server that enforces authentication."""
+    with MlflowServer(server_folder) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No variable that counts, no ~/.netrc, no ~/.vault-token, nothing cached."""
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "VAULT_", "BAO_", "AWS_", "AZURE_", "HTTP_PROXY", "HTTPS_PROXY")):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    mlflow_secrets_auth.clear_cache()
+    yield
+    mlflow_secrets_auth.clear_cache()
+
+
+@pytest.fixture
+def configure(monkeypatch: pytest.MonkeyPatch) -> Configure:
+    """``configure(NAME=value, ...)`` sets variables; ``None`` unsets one."""
+
+    def apply(settings: dict[str, str] | None = None, /, **more: str | None) -> None:
+        for name, value in {**(settings or {}), **more}.items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+
+    return apply
+
+
+@pytest.fixture
+def vault_like() -> Iterator[VaultLike]:
+    """A look-alike of Vault that fails on demand and counts reads."""
+    with VaultLike() as server:
+        yield server
+
+
+@pytest.fixture
+def loopback() -> Iterator[Loopback]:
+    """A server that records what it is asked."""
+    with Loopback() as server:
+        yield server
+
+
+@pytest.fixture
+def second_loopback() -> Iterator[Loopback]:
+    """Another one: another origin."""
+    with Loopback() as server:
+        yield server
