@@ -24,7 +24,10 @@ use crate::settings::{FetchSettings, OnError, Settings};
 /// How many configurations keep a credential at a time.
 const MAX_CACHES: usize = 64;
 
-static CACHES: LazyLock<ArcSwap<Vec<(FetchSettings, Arc<CredentialCache>)>>> = LazyLock::new(ArcSwap::default);
+/// Each configuration's credential, oldest first.
+type Caches = Vec<(FetchSettings, Arc<CredentialCache>)>;
+
+static CACHES: LazyLock<ArcSwap<Caches>> = LazyLock::new(ArcSwap::default);
 
 /// Tells the URLs whose origins may get the credential when there is no allowlist: MLflow's tracking and registry URIs,
 /// and for a user's own request that request's.

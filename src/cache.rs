@@ -517,7 +517,7 @@ impl CredentialCache {
             leader.land(&Ok(Arc::clone(&newer)));
             return Ok(Some(newer));
         }
-        let first_time = !self.denials.load().by_origin.get(origin).is_some_and(|d| d.generation == generation);
+        let first_time = self.denials.load().by_origin.get(origin).is_none_or(|d| d.generation != generation);
         let repeats: &[Duration] = if status == 401 && first_time { &READ_AGAIN_AFTER_401 } else { &[] };
         let denied = self.value.load_full().map(|cached| cached.headers.clone());
         let outcome = self.driver.run(self.fetch_until_changed(denied.as_ref(), repeats), interrupt)?;

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from loopback import Loopback, VaultLike
-from servers import MlflowServer, OpenBao
 
 import mlflow_secrets_auth
+from loopback import Loopback, VaultLike
+from servers import MlflowServer, OpenBao
 
 Configure = Callable[..., None]
 

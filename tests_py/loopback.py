@@ -115,9 +115,9 @@ class Loopback(AbstractContextManager["Loopback"]):
 
 
 class VaultLike(Loopback):
-    """A look-alike of Vault's KV version 2 for tests that need failures on demand. ``reads`` counts reads of the secret.
+    """A look-alike of Vault's KV version 2 for tests that need failures on demand.
 
-    Tests of Vault itself use OpenBao.
+    ``reads`` counts reads of the secret. Tests of Vault itself use OpenBao.
     """
 
     def __init__(self) -> None:

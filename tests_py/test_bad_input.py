@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
+
 from conftest import Configure
 from loopback import Loopback, VaultLike
-from servers import free_port
-
 from mlflow_secrets_auth import SecretsAuthError, cache_info, headers_for
+from servers import free_port
 
 URL = "https://mlflow.example.com/api"
 CANARY = "canary-5e884898da"

@@ -6,10 +6,10 @@ import secrets
 
 import mlflow
 import pytest
-from conftest import Configure
-from servers import MlflowServer, OpenBao
 
+from conftest import Configure
 from mlflow_secrets_auth import cache_info
+from servers import MlflowServer, OpenBao
 
 PATH = "end-to-end/mlflow"
 

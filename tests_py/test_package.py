@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Configure
-from loopback import VaultLike
-from servers import MlflowServer, OpenBao
 
 import mlflow_secrets_auth
+from conftest import Configure
+from loopback import VaultLike
 from mlflow_secrets_auth import config
+from servers import MlflowServer, OpenBao
 
 
 def python(code: str) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from conftest import Configure
 from loopback import Answer, Loopback
-from servers import OpenBao, free_port
-
 from mlflow_secrets_auth import SecretsAuthError, cache_info, headers_for
+from servers import OpenBao, free_port
 
 URL = "https://mlflow.example.com/api"
 

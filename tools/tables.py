@@ -39,9 +39,9 @@ def configuration() -> str:
         "",
         "<!-- Generated from src/settings/variables.rs by `make docs-tables`; do not edit. -->",
         "",
-        "Variables are read when they are used: a change of `os.environ` takes effect with the next request. An empty value",
-        "counts as unset. Booleans are `true`, `1`, `yes`, `on`, `false`, `0`, `no`, `off` in any case. A value that is not",
-        "accepted is always an error, and all errors are reported together.",
+        "Variables are read when they are used: a change of `os.environ` takes effect with the next request. An empty",
+        "value counts as unset. Booleans are `true`, `1`, `yes`, `on`, `false`, `0`, `no`, `off` in any case. A value",
+        "that is not accepted is always an error, and all errors are reported together.",
     ]
     for section, variables in groupby(_core.variables(), key=lambda v: v["section"]):
         lines += ["", f"## {section}"]
@@ -63,8 +63,8 @@ def errors() -> str:
         "",
         "<!-- Generated from src/error.rs by `make docs-tables`; do not edit. -->",
         "",
-        "Every error's text is `code: what happened, where`, and a second line `hint: what to do`. The code is also the",
-        "attribute `.code` of the exception, and never changes its meaning.",
+        "Every error's text is `code: what happened, where`, and a second line `hint: what to do`. The code is also",
+        "the attribute `.code` of the exception, and never changes its meaning.",
     ]
     for code, exception, documentation in _core.error_codes():
         text = [line.strip() for line in documentation.splitlines()]

@@ -10,7 +10,7 @@ class SecretsAuthError(Exception):
     """Base of everything that this package raises on purpose.
 
     Attributes:
-        code: A stable name for the failure, such as ``vault.permission_denied``; the documentation has a section for each.
+        code: A stable name for the failure, such as ``vault.permission_denied``; the documentation explains each.
         message: What happened, and where.
         hint: What to do about it.
     """

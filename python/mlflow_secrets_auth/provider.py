@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class SecretsAuthProvider(RequestAuthProvider):
     """MLflow's way to the credential: chosen by ``MLFLOW_TRACKING_AUTH=mlflow_secrets_auth``.
 
-    MLflow builds every installed provider at its first request, and calls :meth:`get_auth` for each request, without a URL.
-    So neither does any work: the credential is fetched when ``requests`` hands over the prepared request.
+    MLflow builds every installed provider at its first request, and calls :meth:`get_auth` for each request, without
+    a URL. So neither does any work: the credential is fetched when ``requests`` hands over the prepared request.
 
     Args:
         settings: Takes the place of the environment; the same names.

@@ -176,12 +176,11 @@ impl Authorizer {
         let origin = Origin::of(url).map_err(|error| exception(py, &error))?;
         let own = || if self.own_request { vec![url.to_owned()] } else { mlflow_urls(py) };
         let decision = core.decide(&origin, &own);
-        let by_mlflow = core.settings().access.allowlist.is_none();
         let prefix = prefix.unwrap_or_default().to_owned();
-        let keep = !prefix.is_empty() && !(by_mlflow && matches!(decision, Decision::NotAllowed));
-        let place = Arc::new(Place { prefix, origin, decision, grant: ArcSwapOption::empty() });
         // Without an allowlist a no is asked again, because a program may name its tracking server later.
-        if keep {
+        let may_change = core.settings().access.allowlist.is_none() && matches!(decision, Decision::NotAllowed);
+        let place = Arc::new(Place { prefix, origin, decision, grant: ArcSwapOption::empty() });
+        if !place.prefix.is_empty() && !may_change {
             state.places.rcu(|places| {
                 let kept = places.iter().rev().take(MAX_PLACES - 1).rev();
                 kept.cloned().chain([Arc::clone(&place)]).collect::<Vec<_>>()
