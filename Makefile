@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: help demo test test-rust test-python build docs-tables lint clean prerequisites
+.PHONY: help demo test test-rust test-python build bench wheel docs-tables lint clean prerequisites
 
 help:
 	@echo "make demo    an MLflow run against a protected server, with the credential from OpenBao"
 	@echo "make test    all tests"
+	@echo "make bench   measurements against the Python plugin 0.2.0"
 	@echo "make lint    format and lint checks"
 	@echo "make clean   remove what the others made"
 
@@ -37,6 +38,19 @@ test-rust: | prerequisites
 
 test-python: build
 	$(BIN)/python -m pytest
+
+# Against the Python plugin 0.2.0, in environments of their own. The release build takes some minutes.
+bench: $(BIN)/.ready wheel
+	$(PYTHON) -m venv --clear .venvs/bench-ours
+	.venvs/bench-ours/bin/python -m pip install --quiet mlflow dist/*.whl
+	test -x .venvs/bench-0.2.0/bin/mlflow-secrets-auth || { $(PYTHON) -m venv .venvs/bench-0.2.0 && \
+		.venvs/bench-0.2.0/bin/python -m pip install --quiet mlflow "mlflow-secrets-auth[vault,aws]==0.2.0"; }
+	$(BIN)/python -m pip install --quiet "moto[server]"
+	$(BIN)/python benches/python/run.py
+
+wheel: $(BIN)/.ready
+	rm -rf dist
+	$(BIN)/maturin build --release --out dist
 
 docs-tables: build
 	$(BIN)/python tools/tables.py --write
