@@ -192,7 +192,8 @@ def write_page(report: Report, size_mb: float) -> None:
         "",
         "This package against the Python plugin of the same name, 0.2.0: same machine, same run, same OpenBao and moto",
         "servers, each in its own environment and process, in turn; medians.",
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}. The wheel is {size_mb:.1f} MB.",
+        f"Measured on {platform.machine()} with {os.cpu_count()} cores and Python {platform.python_version()}.",
+        f"The wheel is {size_mb:.1f} MB.",
         "",
         "![ratios](performance.svg)",
         "",
@@ -207,7 +208,7 @@ def write_page(report: Report, size_mb: float) -> None:
         lines.append(f"| {row['what']} | {figures} | {row['aim']} | {reached} |")
     lines += [
         "",
-        "How each figure is taken is in `benches/python/worker.py`. Run it yourself with `make bench`; it builds a release",
+        "How each figure is taken is in `benches/python/worker.py`. `make bench` runs it here; it builds a release",
         "wheel first, which takes some minutes.",
     ]
     (ROOT / "docs" / "performance.md").write_text("\n".join(lines) + "\n")

@@ -6,10 +6,11 @@ programs that send requests of their own. Importing the package imports neither 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# Type checkers know this name. Importing `typing` for it would take most of this package's import time.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mlflow_secrets_auth._core import __version__
     from mlflow_secrets_auth.api import CacheEntry, CacheInfo, cache_info, clear_cache, headers_for, refresh
     from mlflow_secrets_auth.auth import SecretsAuth
@@ -63,7 +64,9 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
 
