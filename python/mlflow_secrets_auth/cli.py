@@ -6,13 +6,22 @@ import json
 import os
 import platform
 import sys
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlflow_secrets_auth import _core
+from mlflow_secrets_auth._findings import Finding, passed, warn
 
+if TYPE_CHECKING:
+    from types import TracebackType
+
+#: The version of both ``--json`` documents. A field is never removed or changed within a version; new ones may appear.
+_SCHEMA = 1
 _NAME = "mlflow_secrets_auth"
+#: The providers that MLflow itself brings.
+_MLFLOW_OWN = ("kubernetes", "kubernetes-namespaced")
 _MARKS = {"pass": ("pass", "green"), "warn": ("WARN", "yellow"), "fail": ("FAIL", "red"), "skip": ("skip", "cyan")}
 
 
@@ -26,14 +35,14 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
 def info(as_json: bool) -> None:
     """Show version, providers and settings in effect. No network; exits 0 even when settings are broken."""
-    facts: dict[str, Any] = json.loads(_core.info())
+    facts: dict[str, Any] = {"schema": _SCHEMA, **json.loads(_core.info())}
     facts["python"] = platform.python_version()
     facts["platform"] = f"{sys.platform} {platform.machine()}"
-    facts["mlflow"] = _mlflow_usage()
+    facts["mlflow"] = _usage()
     if as_json:
-        click.echo(json.dumps({"schema": 1, **facts}, indent=2))
-        return
-    _print_info(facts)
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _print_info(facts)
 
 
 @main.command()
@@ -42,98 +51,56 @@ def info(as_json: bool) -> None:
 def doctor(dry_run: str | None, as_json: bool) -> None:
     """Check everything up to the header, and with --dry-run up to the server. Exits 1 when a check fails."""
     findings = [_usage_finding()]
-    findings += json.loads(_core.examine())
+    with _Waiting("asking the backends"):
+        findings += json.loads(_core.examine())
     if dry_run is not None:
-        findings += _examine_server(dry_run)
-    failed = any(finding["status"] == "fail" for finding in findings)
+        # Imported only here: without it, doctor needs neither requests nor MLflow.
+        from mlflow_secrets_auth import _server
+
+        with _Waiting(f"asking {dry_run}"):
+            findings += _server.examine(dry_run)
+    ok = not any(finding["status"] == "fail" for finding in findings)
     if as_json:
-        click.echo(json.dumps({"schema": 1, "ok": not failed, "findings": findings}, indent=2))
+        click.echo(json.dumps({"schema": _SCHEMA, "ok": ok, "findings": findings}, indent=2))
     else:
         _print_findings(findings)
-    sys.exit(1 if failed else 0)
+    sys.exit(0 if ok else 1)
 
 
-def _mlflow_usage() -> dict[str, Any]:
+def _usage() -> dict[str, Any]:
+    """Whether MLflow will ask us for the credential, and if not, why."""
     chosen = os.environ.get("MLFLOW_TRACKING_AUTH") or None
-    return {"tracking_auth": chosen, "uses_us": chosen == _NAME}
-
-
-def _usage_finding() -> dict[str, Any]:
-    chosen = _mlflow_usage()["tracking_auth"]
-    if chosen == _NAME:
-        return _finding("pass", "mlflow.uses_us", f"MLFLOW_TRACKING_AUTH={_NAME}")
-    what = "MLFLOW_TRACKING_AUTH is not set" if chosen is None else f"MLFLOW_TRACKING_AUTH is {chosen!r}"
-    hint = f"export MLFLOW_TRACKING_AUTH={_NAME}"
-    return _finding("warn", "mlflow.not_used", f"{what}, so MLflow does not use this package", hint)
-
-
-def _examine_server(url: str) -> list[dict[str, Any]]:
-    decision = json.loads(_core.examine_url(url, _own_urls(url)))
-    findings = [decision]
-    if decision["status"] != "pass":
-        skipped = "needs a URL that may get the credential"
-        return [*findings, _finding("skip", "server.accepts", skipped)]
-    # Imported only here: doctor is quick without it.
-    import requests
-
-    from mlflow_secrets_auth.auth import SecretsAuth
-    from mlflow_secrets_auth.errors import SecretsAuthError
-
-    endpoint = url.rstrip("/") + "/api/2.0/mlflow/experiments/search"
-    question = {"max_results": 1}
-    try:
-        # Without `auth`, requests would look into ~/.netrc.
-        without = requests.post(endpoint, json=question, auth=lambda r: r, timeout=10, allow_redirects=False)
-    except requests.RequestException as error:
-        problem = f"{url} can't be reached: {type(error).__name__}"
-        hint = "check the URL, and that the server is running"
-        return [*findings, _finding("fail", "server.unreachable", problem, hint)]
-    findings.append(_openness(url, without.status_code))
-    try:
-        answer = requests.post(endpoint, json=question, auth=SecretsAuth(), timeout=10, allow_redirects=False)
-    except SecretsAuthError as error:
-        findings.append(_finding("fail", error.code, error.message, error.hint))
-    except requests.RequestException as error:
-        findings.append(_finding("fail", "server.unreachable", f"{url} can't be reached: {type(error).__name__}"))
+    if chosen is None:
+        problem = "MLFLOW_TRACKING_AUTH is not set"
+    elif os.environ.get("MLFLOW_TRACKING_AWS_SIGV4", "").lower() in ("true", "1"):
+        problem = "MLFLOW_TRACKING_AWS_SIGV4 is on, which goes before MLFLOW_TRACKING_AUTH"
+    elif chosen == _NAME:
+        problem = None
+    elif chosen in _registered():
+        problem = f"MLFLOW_TRACKING_AUTH chooses another provider, {chosen}"
     else:
-        findings.append(_acceptance(url, answer))
-    return findings
+        # MLflow only warns of this, and sends requests without any credential.
+        problem = f"MLFLOW_TRACKING_AUTH is {chosen!r}, and no such provider is installed"
+    return {"tracking_auth": chosen, "uses_us": problem is None, "problem": problem}
 
 
-def _own_urls(url: str) -> list[str]:
-    uris = [os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")]
-    named = [uri for uri in uris if uri]
-    # With neither set, the URL on the command line is the only server there is.
-    return named or [url]
+def _registered() -> set[str]:
+    """The names of all providers that MLflow could find."""
+    from importlib.metadata import entry_points
+
+    return {*_MLFLOW_OWN, *(entry.name for entry in entry_points(group="mlflow.request_auth_provider"))}
 
 
-def _openness(url: str, status: int) -> dict[str, Any]:
-    if status in (401, 403) or 300 <= status < 400:
-        return _finding("pass", "server.protected", f"{url} refuses requests without a credential (HTTP {status})")
-    hint = "if it should be protected, check the server's authentication"
-    return _finding("warn", "server.open", f"{url} answers without a credential (HTTP {status})", hint)
+def _usage_finding() -> Finding:
+    problem = _usage()["problem"]
+    if problem is None:
+        return passed("mlflow.uses_us", f"MLFLOW_TRACKING_AUTH={_NAME}")
+    sigv4 = "SIGV4" in problem
+    hint = "unset MLFLOW_TRACKING_AWS_SIGV4" if sigv4 else f"export MLFLOW_TRACKING_AUTH={_NAME}"
+    return warn("mlflow.not_used", f"MLflow does not use this package: {problem}", hint)
 
 
-def _acceptance(url: str, answer: Any) -> dict[str, Any]:
-    status = answer.status_code
-    is_page = "text/html" in answer.headers.get("content-type", "")
-    if status == 200 and not is_page:
-        return _finding("pass", "server.accepts", f"{url} accepts the credential")
-    if status in (401, 403):
-        hint = "check that the stored credential is the server's, and the auth mode (bearer or basic)"
-        return _finding("fail", "server.denied", f"{url} refuses the credential (HTTP {status})", hint)
-    if is_page or 300 <= status < 400:
-        hint = "the server sends browsers to log in; ask for a token or a user that its API accepts"
-        return _finding("fail", "server.login_page", f"{url} answers with a login page (HTTP {status})", hint)
-    hint = "check that the URL is that of an MLflow tracking server"
-    return _finding("fail", "server.unexpected", f"{url} answers HTTP {status}", hint)
-
-
-def _finding(status: str, code: str, message: str, hint: str | None = None) -> dict[str, Any]:
-    return {"status": status, "code": code, "message": message, "hint": hint}
-
-
-def _print_findings(findings: list[dict[str, Any]]) -> None:
+def _print_findings(findings: list[Finding]) -> None:
     width = max(len(finding["code"]) for finding in findings) + 2
     for finding in findings:
         mark, colour = _MARKS[finding["status"]]
@@ -148,16 +115,16 @@ def _print_findings(findings: list[dict[str, Any]]) -> None:
 def _print_info(facts: dict[str, Any]) -> None:
     click.echo(f"mlflow-secrets-auth {facts['version']} (Python {facts['python']}, {facts['platform']})")
     mlflow = facts["mlflow"]
-    state = "MLflow uses this package" if mlflow["uses_us"] else "MLflow does not use this package"
-    click.echo(f"MLFLOW_TRACKING_AUTH: {mlflow['tracking_auth'] or 'not set'} ({state})")
-    click.echo("\nproviders")
+    click.echo(mlflow["problem"] or f"MLflow uses this package (MLFLOW_TRACKING_AUTH={_NAME})")
+    click.echo("\nproviders, in the order in which they are asked")
     for provider in facts["providers"]:
         state = "in use" if provider["in_use"] else "not in use" if provider["built_in"] else "not in this build"
         click.echo(f"  {provider['name']:<22}{state}")
     click.echo("\nsettings")
+    width = max(len(setting["name"]) for setting in facts["settings"]) + 2
     for setting in facts["settings"]:
-        source = "" if setting["source"] == "variable" else "  (default)"
-        click.echo(f"  {setting['name']:<46}{setting['value']}{source}")
+        source = "" if setting["source"] == "variable" else f"  ({setting['source']})"
+        click.echo(f"  {setting['name']:<{width}}{setting['value']}{source}")
     for error in facts["errors"]:
         click.echo(f"\n{error['code']}: {error['message']}\nhint: {error['hint']}")
     for notice in facts["notices"]:
@@ -165,4 +132,31 @@ def _print_info(facts: dict[str, Any]) -> None:
 
 
 def _coloured(text: str, colour: str) -> str:
+    # click itself leaves colours out where the output is not a terminal.
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour)
+
+
+class _Waiting:
+    """Says on a terminal's stderr what is being waited for, once it takes longer than a second."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> None:
+        if sys.stderr.isatty():
+            self._thread.start()
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _tell(self) -> None:
+        seconds = 0
+        while not self._done.wait(1):
+            seconds += 1
+            click.echo(f"\r{self._what} … {seconds} s", err=True, nl=False)
+        if seconds:
+            click.echo("\r" + " " * (len(self._what) + 12) + "\r", err=True, nl=False)

@@ -1,0 +1,34 @@
+"""What a check found: the same shape that the core's checks have."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class Finding(TypedDict):
+    """One check. Every one that did not pass has a hint, unless it was skipped because of another."""
+
+    status: Literal["pass", "warn", "fail", "skip"]
+    code: str
+    message: str
+    hint: str | None
+
+
+def passed(code: str, message: str) -> Finding:
+    """It is as it should be."""
+    return {"status": "pass", "code": code, "message": message, "hint": None}
+
+
+def warn(code: str, message: str, hint: str) -> Finding:
+    """It works, and deserves a look."""
+    return {"status": "warn", "code": code, "message": message, "hint": hint}
+
+
+def fail(code: str, message: str, hint: str) -> Finding:
+    """It does not work."""
+    return {"status": "fail", "code": code, "message": message, "hint": hint}
+
+
+def skip(code: str, message: str) -> Finding:
+    """It could not be checked; the message says what it needs."""
+    return {"status": "skip", "code": code, "message": message, "hint": None}
