@@ -84,7 +84,8 @@ def herd(threads: int) -> tuple[int, int]:
     for python in (OURS, THEIRS):
         with VaultLike() as server:
             server.before_read = lambda: time.sleep(0.02)
-            worker(python, "herd", {**server.settings(), "BENCH_THREADS": str(threads)})
+            own = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "BENCH_THREADS": str(threads)}
+            worker(python, "herd", {**server.settings(), **own})
             counts.append(server.reads)
     return counts[0], counts[1]
 
