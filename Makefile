@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: help demo test test-rust test-python build bench wheel docs-tables lint clean prerequisites
+.PHONY: help demo test test-rust test-python build bench wheel docs docs-tables lint clean prerequisites
 
 help:
 	@echo "make demo    an MLflow run against a protected server, with the credential from OpenBao"
 	@echo "make test    all tests"
 	@echo "make bench   measurements against the Python plugin 0.2.0"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make lint    format and lint checks"
 	@echo "make clean   remove what the others made"
 
@@ -51,6 +52,10 @@ bench: $(BIN)/.ready wheel
 wheel: $(BIN)/.ready
 	rm -rf dist
 	$(BIN)/maturin build --release --out dist
+
+docs: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet mkdocs-material
+	$(BIN)/mkdocs build --strict --quiet
 
 docs-tables: build
 	$(BIN)/python tools/tables.py --write
