@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Configure
-from loopback import Answer, Loopback, Request, VaultLike
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+from conftest import Configure
+from loopback import Answer, Loopback, Request, VaultLike
 
 
 @pytest.fixture
