@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: help demo test test-rust test-python build bench wheel docs docs-tables lint clean prerequisites
+.PHONY: help demo test test-rust test-python test-matrix build bench wheel docs docs-tables lint clean prerequisites
 
 help:
 	@echo "make demo    an MLflow run against a protected server, with the credential from OpenBao"
 	@echo "make test    all tests"
+	@echo "make test-matrix  a short suite with every supported MLflow"
 	@echo "make bench   measurements against the Python plugin 0.2.0"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make lint    format and lint checks"
@@ -37,8 +38,15 @@ test: test-rust test-python
 test-rust: | prerequisites
 	cargo test --quiet
 
+# The wheel of the same build, for tests that install it into environments of their own.
 test-python: build
+	@rm -rf target/dev-wheel
+	@$(BIN)/maturin build --out target/dev-wheel >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	$(BIN)/python -m pytest
+
+# The short suite with every supported MLflow, each in an environment of its own. Takes some minutes the first time.
+test-matrix: wheel
+	$(BIN)/python tools/matrix.py
 
 # Against the Python plugin 0.2.0, in environments of their own. The release build takes some minutes.
 bench: $(BIN)/.ready wheel
