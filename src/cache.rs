@@ -416,10 +416,18 @@ impl CredentialCache {
     ) -> Result<std::result::Result<Fetched, ChainFailure>> {
         let now = self.clock.now();
         let budget = match fallback {
-            Some(_) => Budget { attempts: 1, deadline: now + BUDGET_WITH_STALE.min(self.limits.timeout) },
-            None => Budget { attempts: self.limits.max_retries + 1, deadline: now + self.limits.timeout },
+            Some(_) => {
+                let deadline = now + BUDGET_WITH_STALE.min(self.limits.timeout);
+                Budget { attempts: 1, deadline, provider_decides: false }
+            }
+            None => self.full_budget(now),
         };
         Ok(self.chain.fetch(&*self.clock, budget, forced).await)
+    }
+
+    fn full_budget(&self, now: Duration) -> Budget {
+        let deadline = now + self.limits.timeout;
+        Budget { attempts: self.limits.max_retries + 1, deadline, provider_decides: true }
     }
 
     fn store(&self, fetched: Fetched) -> Arc<Cached> {
@@ -541,7 +549,7 @@ impl CredentialCache {
         repeats: &[Duration],
     ) -> Result<std::result::Result<Fetched, ChainFailure>> {
         let started = self.clock.now();
-        let budget = Budget { attempts: self.limits.max_retries + 1, deadline: started + self.limits.timeout };
+        let budget = self.full_budget(started);
         let mut repeats = repeats.iter();
         loop {
             let result = self.chain.fetch(&*self.clock, budget, false).await;

@@ -121,7 +121,9 @@ impl ProviderChain {
                 continue;
             }
             let left = u32::try_from(self.links.len() - index).unwrap_or(1);
-            let share = Budget { deadline: clock.now() + budget.remaining(clock) / left, ..budget };
+            let own = link.provider.max_retries().filter(|_| budget.provider_decides);
+            let attempts = own.map_or(budget.attempts, |retries| retries + 1);
+            let share = Budget { attempts, deadline: clock.now() + budget.remaining(clock) / left, ..budget };
             asked = true;
             match self.ask(link, clock, share).await {
                 Ok(fetched) => {

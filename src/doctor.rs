@@ -126,7 +126,7 @@ fn examine_provider(
     let link =
         Link { provider: provider.provider(&settings.roots), auth_mode: provider.auth_mode(), ttl: provider.ttl() };
     let chain = ProviderChain::of(vec![link], &settings.header_name);
-    let budget = Budget { attempts: 1, deadline: clock.now() + settings.timeout };
+    let budget = Budget { attempts: 1, deadline: clock.now() + settings.timeout, provider_decides: false };
     let started = Instant::now();
     let outcome = Driver::default().run(async { Ok(chain.fetch(&clock, budget, true).await) }, interrupt)?;
     let role = if backup { " (backup)" } else { "" };

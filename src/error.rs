@@ -126,6 +126,55 @@ error_codes! {
     VaultSecretDeleted = "vault.secret_deleted", Fetch;
     /// The server answered something that Vault does not answer. Is it Vault that `VAULT_ADDR` names?
     VaultUnexpectedAnswer = "vault.unexpected_answer", Fetch;
+    /// No region is configured: neither `AWS_REGION` nor `AWS_DEFAULT_REGION` is set, the profile names none, and the
+    /// secret's name is not a full ARN.
+    AwsNoRegion = "aws.no_region", Configuration;
+    /// The profile does not exist, or is not usable as it stands in the shared config and credentials files.
+    AwsProfile = "aws.profile", Configuration;
+    /// The profile gets its credentials by running a program (`credential_process`). That is not supported, because it
+    /// would start processes and signal handling inside your program, which does not survive `fork()`.
+    AwsCredentialProcess = "aws.credential_process", Configuration;
+    /// No AWS identity was found. The message lists every place that was asked, why it gave nothing, and how long that took.
+    AwsNoCredentials = "aws.no_credentials", Fetch;
+    /// A source of credentials is configured, but refused to give any: a web identity that STS does not accept, an SSO
+    /// login that has ended, a container endpoint that wants another token.
+    AwsIdentityRefused = "aws.identity_refused", Fetch;
+    /// A source of credentials is configured, but can't be reached or is failing. It is tried again within the deadline.
+    AwsIdentityUnreachable = "aws.identity_unreachable", Fetch;
+    /// STS does not let this identity assume the role.
+    AwsRoleRefused = "aws.role_refused", Fetch;
+    /// Secrets Manager can't be reached: connection refused, name not found, timed out.
+    AwsUnreachable = "aws.unreachable", Fetch;
+    /// The TLS connection to AWS was refused: the certificate is not signed by a CA that is trusted here, is for another
+    /// name, or has expired.
+    AwsTls = "aws.tls", Fetch;
+    /// AWS asks for fewer requests. It is tried again within the deadline.
+    AwsThrottled = "aws.throttled", Fetch;
+    /// AWS failed inside (HTTP 5xx). It is tried again within the deadline.
+    AwsUnavailable = "aws.unavailable", Fetch;
+    /// The identity may not do this. The message names the action and the secret.
+    AwsAccessDenied = "aws.access_denied", Fetch;
+    /// There is no such secret in the region that the message names.
+    AwsNotFound = "aws.not_found", Fetch;
+    /// The secret exists, but has no version with this staging label or id.
+    AwsVersionNotFound = "aws.version_not_found", Fetch;
+    /// The secret is scheduled for deletion, so that nobody can read it.
+    AwsDeleted = "aws.scheduled_for_deletion", Fetch;
+    /// Secrets Manager could not decrypt the secret with its KMS key.
+    AwsDecryption = "aws.decryption_failed", Fetch;
+    /// The session token of temporary credentials has expired.
+    AwsExpiredToken = "aws.expired_token", Fetch;
+    /// AWS does not know the keys, or the signature made with them is wrong.
+    AwsCredentialsRefused = "aws.credentials_refused", Fetch;
+    /// The clock of this machine differs so much from that of AWS that signatures are not accepted. It is tried again with
+    /// the clock corrected.
+    AwsClockSkew = "aws.clock_skew", Fetch;
+    /// The server answered something that Secrets Manager does not answer, or a request error that has no code of its own.
+    AwsUnexpectedAnswer = "aws.unexpected_answer", Fetch;
+    /// The AWS Secrets Manager Agent can't be reached. Is it running on this machine?
+    AwsAgentUnreachable = "aws.agent_unreachable", Fetch;
+    /// The AWS Secrets Manager Agent does not accept the token, or its file can't be read.
+    AwsAgentToken = "aws.agent_token", Fetch;
     /// The secret begins like a JSON object but is not one, or is another kind of JSON.
     SecretNotJson = "secret.not_json", Format;
     /// The secret has none of the fields that the mode needs.

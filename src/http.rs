@@ -178,7 +178,8 @@ impl TransportFailure {
     }
 }
 
-fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+/// `error` and what it came from, step by step, also where an `io::Error` hides it.
+pub(crate) fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     fn next<'a>(error: &&'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
         // io::Error hides the error that it wraps from source(), so step into it by hand.
         let error: &'a (dyn StdError + 'static) = *error;

@@ -15,6 +15,8 @@ pub struct Budget {
     pub attempts: u32,
     /// When it must end, on [`Clock::now`].
     pub deadline: Duration,
+    /// Whether a provider's own number of retries may take the place of `attempts`.
+    pub provider_decides: bool,
 }
 
 impl Budget {

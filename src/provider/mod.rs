@@ -1,5 +1,7 @@
 //! The backends. Each fetches one secret; none caches it, and none retries.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 #[cfg(feature = "vault")]
 pub mod vault;
 
@@ -52,7 +54,8 @@ impl ProviderKind {
     pub fn is_built(self) -> bool {
         match self {
             Self::Vault => cfg!(feature = "vault"),
-            Self::AwsSecretsManager | Self::AzureKeyVault => false,
+            Self::AwsSecretsManager => cfg!(feature = "aws"),
+            Self::AzureKeyVault => false,
         }
     }
 }
@@ -64,6 +67,9 @@ pub enum ProviderSettings {
     /// HashiCorp Vault and OpenBao.
     #[cfg(feature = "vault")]
     Vault(vault::VaultSettings),
+    /// AWS Secrets Manager.
+    #[cfg(feature = "aws")]
+    Aws(aws::AwsSettings),
 }
 
 impl ProviderSettings {
@@ -75,6 +81,8 @@ impl ProviderSettings {
         match kind {
             #[cfg(feature = "vault")]
             ProviderKind::Vault => Ok(vault::VaultSettings::read(reader)?.map(Self::Vault)),
+            #[cfg(feature = "aws")]
+            ProviderKind::AwsSecretsManager => Ok(aws::AwsSettings::read(reader)?.map(Self::Aws)),
             _ => Err(Error::new(
                 ErrorCode::ConfigProviderNotBuilt,
                 format!("this build has no provider {}", kind.name()),
@@ -88,6 +96,8 @@ impl ProviderSettings {
         match self {
             #[cfg(feature = "vault")]
             Self::Vault(_) => ProviderKind::Vault,
+            #[cfg(feature = "aws")]
+            Self::Aws(_) => ProviderKind::AwsSecretsManager,
         }
     }
 
@@ -96,6 +106,8 @@ impl ProviderSettings {
         match self {
             #[cfg(feature = "vault")]
             Self::Vault(settings) => settings.ttl,
+            #[cfg(feature = "aws")]
+            Self::Aws(settings) => settings.ttl,
         }
     }
 
@@ -104,6 +116,8 @@ impl ProviderSettings {
         match self {
             #[cfg(feature = "vault")]
             Self::Vault(settings) => settings.auth_mode,
+            #[cfg(feature = "aws")]
+            Self::Aws(settings) => settings.auth_mode,
         }
     }
 
@@ -112,6 +126,8 @@ impl ProviderSettings {
         match self {
             #[cfg(feature = "vault")]
             Self::Vault(settings) => Box::new(vault::VaultProvider::new(settings.clone(), roots.clone())),
+            #[cfg(feature = "aws")]
+            Self::Aws(settings) => Box::new(aws::AwsProvider::new(settings.clone(), roots.clone())),
         }
     }
 }
@@ -135,6 +151,11 @@ pub struct SecretPayload {
 pub trait Provider: Send + Sync {
     /// Which backend it is.
     fn kind(&self) -> ProviderKind;
+
+    /// Its own number of retries, where its settings name one; else that for every provider holds.
+    fn max_retries(&self) -> Option<u32> {
+        None
+    }
 
     /// Reads the secret once: signs in if need be, and asks the backend. It does not retry, and does not remember the
     /// secret; it may remember who it is signed in as.

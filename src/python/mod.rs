@@ -238,6 +238,7 @@ impl Section {
         match self {
             Self::Global => "Global",
             Self::Vault => "HashiCorp Vault and OpenBao",
+            Self::Aws => "AWS Secrets Manager",
             Self::Network => "TLS roots",
         }
     }

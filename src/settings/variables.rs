@@ -9,6 +9,8 @@ pub enum Section {
     Global,
     /// HashiCorp Vault and OpenBao.
     Vault,
+    /// AWS Secrets Manager.
+    Aws,
     /// TLS roots and proxies, for every backend.
     Network,
 }
@@ -170,6 +172,112 @@ variables! {
     VAULT_CACERT: Vault.default("the system's roots").accepts("a file path").example("/etc/ssl/vault-ca.pem");
     /// How long one request to Vault may take: `60`, `60s`, `1m`. The lesser of this and the total holds.
     VAULT_CLIENT_TIMEOUT: Vault.accepts("a number of seconds, or one with s or m").example("60s");
+
+    /// The region of the secret and of STS. A full ARN as the secret's name brings its own region, which wins for reading
+    /// the secret.
+    ///
+    /// Unset: `AWS_DEFAULT_REGION`, then the profile's `region`.
+    AWS_REGION: Aws.default("the profile's region").accepts("the name of a region").example("us-east-1").required();
+    /// The region where `AWS_REGION` is unset.
+    AWS_DEFAULT_REGION: Aws.accepts("the name of a region").example("us-east-1");
+    /// The name or the ARN of the secret.
+    MLFLOW_AWS_SECRET_NAME: Aws.accepts("a secret's name or ARN").example("mlflow/auth").required();
+    /// Means the same as `MLFLOW_AWS_SECRET_NAME`.
+    MLFLOW_AWS_SECRET_ID: Aws.accepts("a secret's name or ARN").example("mlflow/auth");
+    /// Which version of the secret to read: a staging label such as `AWSPREVIOUS`, or a version id.
+    ///
+    /// 32 to 64 characters are a version id, as Secrets Manager makes them; anything shorter is a staging label.
+    MLFLOW_AWS_SECRET_VERSION: Aws
+        .default("AWSCURRENT").accepts("a staging label or a version id").example("AWSPREVIOUS");
+    /// How the secret becomes a header.
+    MLFLOW_AWS_AUTH_MODE: Aws.default("bearer").accepts("bearer, basic or raw").example("basic");
+    /// How long a fetched credential is used before it is fetched again, in seconds.
+    ///
+    /// An earlier expiry of the secret itself wins. 0 turns caching off.
+    MLFLOW_AWS_TTL_SEC: Aws.default("300").accepts("a number of seconds, 0 to 86400").example("600");
+    /// How often a fetch from AWS is tried again after a failure that may pass.
+    ///
+    /// Unset: `MLFLOW_SECRETS_MAX_RETRIES`, then `AWS_MAX_ATTEMPTS` less one, then 3.
+    MLFLOW_AWS_MAX_RETRIES: Aws
+        .default("MLFLOW_SECRETS_MAX_RETRIES").accepts("a whole number, 0 to 10").example("5");
+    /// How attempts are spaced: `standard` waits between them, longer each time and by chance; `adaptive` also slows the
+    /// requests of this process down for a while after AWS has asked for fewer; `legacy` is treated as `standard`.
+    ///
+    /// Unset: `AWS_RETRY_MODE`, then `adaptive`.
+    MLFLOW_AWS_RETRY_MODE: Aws.default("adaptive").accepts("adaptive, standard or legacy").example("standard");
+    /// Attempts in all, the first included, where neither `MLFLOW_AWS_MAX_RETRIES` nor `MLFLOW_SECRETS_MAX_RETRIES` is set.
+    AWS_MAX_ATTEMPTS: Aws.accepts("a whole number, 1 to 100").example("3");
+    /// The retry mode where `MLFLOW_AWS_RETRY_MODE` is unset.
+    AWS_RETRY_MODE: Aws.accepts("adaptive, standard or legacy").example("standard");
+    /// Static keys: the id. Needs `AWS_SECRET_ACCESS_KEY`; not used where `AWS_PROFILE` is set.
+    AWS_ACCESS_KEY_ID: Aws.accepts("an access key id").example("AKIA…").secret();
+    /// Static keys: the secret.
+    AWS_SECRET_ACCESS_KEY: Aws.accepts("a secret access key").example("wJal…").secret();
+    /// Static keys: the session token of temporary ones.
+    AWS_SESSION_TOKEN: Aws.accepts("a session token").example("IQoJ…").secret();
+    /// The profile of the shared config and credentials files to sign in with. It wins over keys in the environment.
+    AWS_PROFILE: Aws.default("default").accepts("the name of a profile").example("mlflow");
+    /// The shared config file.
+    AWS_CONFIG_FILE: Aws.default("~/.aws/config").accepts("a file path").example("/etc/aws/config");
+    /// The shared credentials file.
+    AWS_SHARED_CREDENTIALS_FILE: Aws.default("~/.aws/credentials").accepts("a file path").example("/etc/aws/credentials");
+    /// A file with a web identity token (IRSA on EKS, GitHub Actions), which is read again at every sign-in. Needs
+    /// `AWS_ROLE_ARN`, which then is the role that the token is exchanged for.
+    AWS_WEB_IDENTITY_TOKEN_FILE: Aws
+        .accepts("a file path").example("/var/run/secrets/eks.amazonaws.com/serviceaccount/token");
+    /// A role to assume on top of the identity that was found; with `AWS_WEB_IDENTITY_TOKEN_FILE`, the role that the token
+    /// is exchanged for.
+    AWS_ROLE_ARN: Aws.accepts("the ARN of a role").example("arn:aws:iam::123456789012:role/mlflow-reader");
+    /// The name of the session when a role is assumed, as CloudTrail shows it.
+    AWS_ROLE_SESSION_NAME: Aws
+        .default("mlflow-secrets-auth").accepts("2 to 64 letters, digits or any of +=,.@_-").example("mlflow-ci");
+    /// The external id that the trust policy of an assumed role asks for.
+    AWS_EXTERNAL_ID: Aws.accepts("2 to 1224 letters, digits or any of +=,.@:/_-").example("b7c1…").secret();
+    /// A role to assume on top of everything else, a web identity's role included.
+    MLFLOW_AWS_ROLE_ARN: Aws.accepts("the ARN of a role").example("arn:aws:iam::210987654321:role/mlflow-secret");
+    /// Where a container gets its credentials, as ECS sets it.
+    AWS_CONTAINER_CREDENTIALS_RELATIVE_URI: Aws.accepts("a path").example("/v2/credentials/…");
+    /// Where a container gets its credentials, as EKS Pod Identity sets it.
+    AWS_CONTAINER_CREDENTIALS_FULL_URI: Aws
+        .accepts("a URL: https, or http to this machine or to the addresses of ECS and EKS")
+        .example("http://169.254.170.23/v1/credentials");
+    /// What to send to the container's endpoint as `Authorization`.
+    AWS_CONTAINER_AUTHORIZATION_TOKEN: Aws.accepts("a header value").example("…").secret();
+    /// A file with what to send to the container's endpoint as `Authorization`. It is read again at every sign-in.
+    AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE: Aws
+        .accepts("a file path").example("/var/run/secrets/pods.eks.amazonaws.com/serviceaccount/eks-pod-identity-token");
+    /// Keeps from asking the EC2 metadata service for credentials.
+    AWS_EC2_METADATA_DISABLED: Aws
+        .default("false").accepts("true, 1, yes, on, false, 0, no or off").example("true");
+    /// Where the EC2 metadata service is.
+    AWS_EC2_METADATA_SERVICE_ENDPOINT: Aws
+        .default("http://169.254.169.254").accepts("a URL").example("http://[fd00:ec2::254]");
+    /// Which address of the EC2 metadata service to use.
+    AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE: Aws.default("IPv4").accepts("IPv4 or IPv6").example("IPv6");
+    /// The endpoint of every AWS service, for stand-ins and private endpoints.
+    AWS_ENDPOINT_URL: Aws.default("AWS's own").accepts("a URL").example("http://localhost:4566");
+    /// The endpoint of Secrets Manager.
+    AWS_ENDPOINT_URL_SECRETS_MANAGER: Aws
+        .default("AWS_ENDPOINT_URL").accepts("a URL").example("https://vpce-0a1b.secretsmanager.us-east-1.vpce.amazonaws.com");
+    /// The endpoint of STS.
+    AWS_ENDPOINT_URL_STS: Aws
+        .default("AWS_ENDPOINT_URL").accepts("a URL").example("https://vpce-0a1b.sts.us-east-1.vpce.amazonaws.com");
+    /// Ignores the endpoints that the environment and the profile name.
+    AWS_IGNORE_CONFIGURED_ENDPOINT_URLS: Aws
+        .default("false").accepts("true, 1, yes, on, false, 0, no or off").example("true");
+    /// Uses the FIPS endpoints.
+    AWS_USE_FIPS_ENDPOINT: Aws
+        .default("false").accepts("true, 1, yes, on, false, 0, no or off").example("true");
+    /// Uses the endpoints that have IPv6 addresses too.
+    AWS_USE_DUALSTACK_ENDPOINT: Aws
+        .default("false").accepts("true, 1, yes, on, false, 0, no or off").example("true");
+    /// A PEM file with the only CA certificates to trust for AWS. It wins over `REQUESTS_CA_BUNDLE` and `SSL_CERT_FILE`.
+    AWS_CA_BUNDLE: Aws.default("the system's roots").accepts("a file path").example("/etc/ssl/company.pem");
+    /// The node's AWS Secrets Manager Agent, or the Lambda extension. With it, the agent reads the secret, and no AWS
+    /// identity or region is needed here.
+    MLFLOW_AWS_AGENT_URL: Aws.accepts("a URL").example("http://localhost:2773");
+    /// The agent's token: itself, or `file://` and the path of a file that holds it.
+    MLFLOW_AWS_AGENT_TOKEN: Aws.accepts("a token, or file:///path").example("file:///var/run/awssmatoken").secret();
 
     /// A PEM file with the only CA certificates to trust, for every backend, as in `requests`.
     REQUESTS_CA_BUNDLE: Network.default("the system's roots").accepts("a file path").example("/etc/ssl/company.pem");

@@ -1,0 +1,557 @@
+//! Who we are to AWS: the first source that gives credentials, and the roles assumed on top of them.
+//!
+//! | # | source | asked where |
+//! |---|---|---|
+//! | 1 | keys in the environment | they are set, and no profile is |
+//! | 2 | profile: keys, `source_profile`, SSO, web identity | always; the default profile may be missing |
+//! | 3 | web identity | its file is named, and no profile is |
+//! | 4 | container endpoint of ECS or EKS | it is named |
+//! | 5 | EC2 metadata service | it is not disabled |
+//!
+//! A source that is not configured is passed by. One that is configured and fails ends the search: another identity than
+//! the one that was meant would only lead to a puzzling refusal.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::imds::client::EndpointMode;
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileSet};
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::web_identity_token::{StaticConfiguration, WebIdentityTokenCredentialsProvider};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_types::os_shim_internal::{Env, Fs};
+
+use super::client::{AwsClient, own_error, static_credentials, unreachable};
+use super::refusal::{is_throttling, shown};
+use super::settings::{IdentitySettings, Role, ServiceSettings};
+use super::transport::{Transport, is_unanswered};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorCode, Outlook, Result};
+use crate::http::{TransportFailure, sources};
+
+/// Temporary credentials are replaced this much before they end, or a tenth of their life before.
+const SKEW: Duration = Duration::from_secs(300);
+/// The metadata service is next door, or nowhere: off EC2, every fetch without an identity waits for this.
+const METADATA_LIMIT: Duration = Duration::from_secs(2);
+
+/// The identity of one provider. Credentials survive a fork: they are values, not connections.
+#[derive(Default)]
+pub struct Identity {
+    session: ArcSwapOption<Session>,
+    /// The access key id, and the role, of a caller that already is the role it was to assume.
+    settled: ArcSwapOption<(String, String)>,
+}
+
+/// Temporary credentials.
+struct Session {
+    caller: Caller,
+    renew_at: SystemTime,
+    expires_at: SystemTime,
+}
+
+/// Who signs a request.
+#[derive(Clone)]
+pub struct Caller {
+    /// What to sign with.
+    pub credentials: Credentials,
+    /// In the words of error texts: `the keys in AWS_ACCESS_KEY_ID`.
+    pub who: String,
+    /// Whether signing in again could give better credentials.
+    pub renewable: bool,
+}
+
+/// One place where an identity may come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Source {
+    Environment,
+    Profile,
+    WebIdentity,
+    Container,
+    Metadata,
+}
+
+/// What a source gave.
+enum Finding {
+    Credentials(Credentials),
+    /// Nothing, and why: it is not configured here.
+    Nothing(String),
+}
+
+impl Identity {
+    /// Somebody to sign as: the temporary credentials at hand while they last, else those that a new sign-in gives.
+    ///
+    /// Static credentials are read again each time, which costs nothing and notices when they are replaced.
+    pub async fn caller(&self, service: &ServiceSettings, client: &AwsClient, clock: &dyn Clock) -> Result<Caller> {
+        let held = self.session.load_full();
+        let now = clock.calendar();
+        if let Some(session) = held.as_ref().filter(|session| now < session.renew_at) {
+            return Ok(Caller { renewable: true, ..session.caller.clone() });
+        }
+        let desk = SignIn { settings: &service.identity, service, client, clock };
+        match self.sign_in(&desk).await {
+            Ok(caller) => {
+                self.keep(&caller, now);
+                Ok(caller)
+            }
+            Err(error) => match held {
+                None => Err(error),
+                Some(session) if now < session.expires_at && error.outlook() != Outlook::Final => {
+                    log::debug!(target: "mlflow_secrets_auth.aws", event = "identity_kept", code = error.code().as_str();
+                        "going on with the AWS credentials at hand, because new ones can't be had: {}", error.code());
+                    Ok(session.caller.clone())
+                }
+                // There was an identity here: that there is none now is an outage, not a matter of settings.
+                Some(_) if error.code() == ErrorCode::AwsNoCredentials => Err(error.with_outlook(Outlook::Unreachable)),
+                Some(_) => Err(error),
+            },
+        }
+    }
+
+    /// Forgets temporary credentials, so that the next read signs in anew.
+    pub fn forget(&self) {
+        self.session.store(None);
+        self.settled.store(None);
+    }
+
+    fn keep(&self, caller: &Caller, now: SystemTime) {
+        let session = caller.credentials.expiry().map(|expires_at| {
+            let life = expires_at.duration_since(now).unwrap_or_default();
+            let renew_at = expires_at - SKEW.min(life.mul_f64(0.1));
+            Arc::new(Session { caller: caller.clone(), renew_at, expires_at })
+        });
+        self.session.store(session);
+    }
+
+    async fn sign_in(&self, desk: &SignIn<'_>) -> Result<Caller> {
+        let mut caller = desk.find().await?;
+        for role in &desk.settings.roles {
+            caller = self.assume(desk, role, caller).await?;
+        }
+        log::debug!(target: "mlflow_secrets_auth.aws", event = "signed_in", identity = caller.who.as_str();
+            "signed in to AWS with {}", caller.who);
+        Ok(caller)
+    }
+
+    /// `caller` as `role`. A caller that already is the role stays what it is, if STS doesn't let it assume itself.
+    async fn assume(&self, desk: &SignIn<'_>, role: &Role, caller: Caller) -> Result<Caller> {
+        let key = (caller.credentials.access_key_id().to_owned(), role.arn.clone());
+        if self.settled.load().as_deref() == Some(&key) {
+            return Ok(caller);
+        }
+        let sts = desk.sts(&caller);
+        let request = sts
+            .assume_role()
+            .role_arn(&role.arn)
+            .role_session_name(&desk.settings.session_name)
+            .set_external_id(desk.settings.external_id.as_ref().map(|id| id.expose().to_owned()));
+        let error = match request.send().await {
+            Ok(answer) => return assumed(answer.credentials, role, &caller),
+            Err(error) => error,
+        };
+        let code = error.code().unwrap_or_default();
+        if code != "AccessDenied" || !is_role(&sts, &role.arn).await {
+            return Err(not_assumed(&error, role, &caller));
+        }
+        self.settled.store(Some(Arc::new(key)));
+        log::info!(target: "mlflow_secrets_auth.aws", event = "already_role", role = role.arn.as_str();
+            "{} already is the role in {}, which it may not assume again; going on as it is", caller.who, role.variable);
+        Ok(caller)
+    }
+}
+
+/// One sign-in, with all that it needs.
+struct SignIn<'a> {
+    settings: &'a IdentitySettings,
+    service: &'a ServiceSettings,
+    client: &'a AwsClient,
+    clock: &'a dyn Clock,
+}
+
+impl SignIn<'_> {
+    async fn find(&self) -> Result<Caller> {
+        let mut tried = Vec::new();
+        for source in [Source::Environment, Source::Profile, Source::WebIdentity, Source::Container, Source::Metadata] {
+            let started = self.clock.now();
+            match self.ask(source).await? {
+                Finding::Credentials(credentials) => {
+                    return Ok(Caller { credentials, who: self.who(source), renewable: false });
+                }
+                Finding::Nothing(reason) => {
+                    let took = self.clock.now().saturating_sub(started).as_millis();
+                    tried.push(format!("\n  {}: {reason} ({took} ms)", self.label(source)));
+                }
+            }
+        }
+        Err(Error::new(
+            ErrorCode::AwsNoCredentials,
+            format!("no AWS credentials were found; asked in this order:{}", tried.concat()),
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached (EC2, ECS, EKS)",
+        ))
+    }
+
+    async fn ask(&self, source: Source) -> Result<Finding> {
+        let settings = self.settings;
+        match source {
+            Source::Environment => Ok(match &settings.keys {
+                Some(keys) => Finding::Credentials(static_credentials(keys)),
+                None if settings.profile.is_some() => nothing("AWS_PROFILE is set, which wins"),
+                None => nothing("AWS_ACCESS_KEY_ID is not set"),
+            }),
+            Source::Profile => self.ask_profile().await,
+            Source::WebIdentity => match &settings.web_identity {
+                Some(identity) => {
+                    let provider = |config: &ProviderConfig| {
+                        let configuration = StaticConfiguration {
+                            web_identity_token_file: identity.token_file.clone(),
+                            role_arn: identity.role_arn.clone(),
+                            session_name: settings.session_name.clone(),
+                        };
+                        WebIdentityTokenCredentialsProvider::builder()
+                            .static_configuration(configuration)
+                            .configure(config)
+                            .build()
+                    };
+                    self.ask_sdk(source, provider).await
+                }
+                None if settings.profile.is_some() => Ok(nothing("AWS_PROFILE is set, which wins")),
+                None => Ok(nothing("AWS_WEB_IDENTITY_TOKEN_FILE is not set")),
+            },
+            Source::Container if settings.container.is_none() => {
+                Ok(nothing("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI and AWS_CONTAINER_CREDENTIALS_FULL_URI are not set"))
+            }
+            Source::Container => {
+                self.ask_sdk(source, |config| EcsCredentialsProvider::builder().configure(config).build()).await
+            }
+            Source::Metadata => self.ask_metadata().await,
+        }
+    }
+
+    async fn ask_profile(&self) -> Result<Finding> {
+        let name = self.profile_name();
+        let explicit = self.settings.profile.is_some();
+        let selected = Some(name.to_owned().into());
+        let profiles = aws_config::profile::load(&Fs::real(), &Env::real(), &Default::default(), selected)
+            .await
+            .map_err(|e| bad_profile(name, &deepest(&e)))?;
+        if profiles.get_profile(name).is_none() {
+            if explicit {
+                return Err(bad_profile(name, &format!("it does not exist; {}", there_are(&profiles))));
+            }
+            return Ok(nothing("the shared config and credentials files have no profile `default`"));
+        }
+        let build = |config: &ProviderConfig| {
+            ProfileFileCredentialsProvider::builder().configure(config).profile_name(name).build()
+        };
+        self.ask_sdk(Source::Profile, build).await
+    }
+
+    async fn ask_metadata(&self) -> Result<Finding> {
+        let Some(metadata) = &self.settings.metadata else {
+            return Ok(nothing("AWS_EC2_METADATA_DISABLED is set"));
+        };
+        let mut builder = aws_config::imds::Client::builder()
+            .max_attempts(1)
+            .operation_timeout(METADATA_LIMIT)
+            .operation_attempt_timeout(METADATA_LIMIT);
+        if let Some(ipv6) = metadata.ipv6 {
+            builder = builder.endpoint_mode(if ipv6 { EndpointMode::IpV6 } else { EndpointMode::IpV4 });
+        }
+        if let Some(endpoint) = &metadata.endpoint {
+            builder = builder.endpoint(endpoint).map_err(|_| bad_endpoint(endpoint))?;
+        }
+        let build = |config: &ProviderConfig| {
+            let client = builder.configure(config).build();
+            ImdsCredentialsProvider::builder().configure(config).imds_client(client).build()
+        };
+        self.ask_sdk(Source::Metadata, build).await
+    }
+
+    /// Asks one of the SDK's providers, once.
+    async fn ask_sdk<P: ProvideCredentials>(
+        &self,
+        source: Source,
+        build: impl FnOnce(&ProviderConfig) -> P,
+    ) -> Result<Finding> {
+        let transport = self.client.transport.watched();
+        let config = &self.client.config;
+        let provider_config = match source {
+            // Without a sleep, the SDK leaves out the three attempts that it would make for a container.
+            Source::Container => ProviderConfig::empty(),
+            _ => ProviderConfig::without_region(),
+        }
+        .with_region(config.region().cloned())
+        .with_retry_config(RetryConfig::disabled())
+        .with_use_fips(config.use_fips())
+        .with_use_dual_stack(config.use_dual_stack())
+        .with_http_client(transport.clone());
+        let provider = build(&provider_config);
+        match provider.provide_credentials().await {
+            Ok(credentials) => Ok(Finding::Credentials(credentials)),
+            Err(error) => self.explain(source, &error, &transport),
+        }
+    }
+
+    /// Why a source gave nothing: because it is not there, which passes it by, or because it fails, which ends the search.
+    fn explain(&self, source: Source, error: &CredentialsError, transport: &Transport) -> Result<Finding> {
+        if let Some(own) = own_error(error) {
+            return Err(own);
+        }
+        let status = transport.last_status();
+        let unanswered = is_unanswered(error);
+        if source == Source::Metadata && status.is_none_or(|status| status < 500 && status != 429) {
+            return Ok(Finding::Nothing(match status {
+                None => format!("no answer: {}", crate::http::reason(error)),
+                Some(404) => "the machine has no role attached (HTTP 404)".to_owned(),
+                Some(status) => format!("no credentials (HTTP {status})"),
+            }));
+        }
+        if unanswered {
+            let failure = TransportFailure::of(error);
+            return Err(unreachable(&self.where_from(source), failure, ErrorCode::AwsIdentityUnreachable));
+        }
+        if let Some(status) = status {
+            let code = sts_code(error).unwrap_or_default();
+            return Err(self.refused(source, status, &code));
+        }
+        let reason = deepest(error);
+        match error {
+            CredentialsError::CredentialsNotLoaded(_) if source == Source::Profile => {
+                Ok(Finding::Nothing(format!("the profile `{}` has no credentials", self.profile_name())))
+            }
+            CredentialsError::CredentialsNotLoaded(_) => Ok(Finding::Nothing(reason)),
+            _ if reason.contains("credentials-process") => Err(credential_process(self.profile_name())),
+            _ if source == Source::Profile => Err(bad_profile(self.profile_name(), &reason)),
+            _ => Err(Error::new(
+                ErrorCode::AwsIdentityRefused,
+                format!("{} gave no credentials: {reason}", self.where_from(source)),
+                self.hint(source),
+            )),
+        }
+    }
+
+    fn refused(&self, source: Source, status: u16, code: &str) -> Error {
+        let (place, answer) = (self.where_from(source), shown(code, status));
+        if is_throttling(status, code) || matches!(status, 408 | 500..=599) {
+            return Error::new(
+                ErrorCode::AwsIdentityUnreachable,
+                format!("{place} can't give credentials now ({answer})"),
+                "try again in a moment; the service that issues the credentials is overloaded or failing",
+            )
+            .with_outlook(Outlook::Unreachable);
+        }
+        let what = if (200..300).contains(&status) { "its answer holds none".to_owned() } else { answer };
+        Error::new(ErrorCode::AwsIdentityRefused, format!("{place} gave no credentials ({what})"), self.hint(source))
+    }
+
+    fn sts(&self, caller: &Caller) -> aws_sdk_sts::Client {
+        let mut builder =
+            aws_sdk_sts::config::Builder::from(&self.client.config).credentials_provider(caller.credentials.clone());
+        if let Some(endpoint) = &self.service.endpoints.sts {
+            builder = builder.endpoint_url(endpoint);
+        }
+        aws_sdk_sts::Client::from_conf(builder.build())
+    }
+
+    fn profile_name(&self) -> &str {
+        self.settings.profile.as_deref().unwrap_or("default")
+    }
+
+    /// The source in the list of what was tried.
+    fn label(&self, source: Source) -> String {
+        match source {
+            Source::Environment => "environment".to_owned(),
+            Source::Profile => format!("profile {}", self.profile_name()),
+            Source::WebIdentity => "web identity".to_owned(),
+            Source::Container => "container endpoint".to_owned(),
+            Source::Metadata => {
+                let endpoint = self.settings.metadata.as_ref().and_then(|metadata| metadata.endpoint.as_deref());
+                format!("EC2 metadata at {}", endpoint.unwrap_or("169.254.169.254"))
+            }
+        }
+    }
+
+    /// The source as the origin of a failure.
+    fn where_from(&self, source: Source) -> String {
+        match source {
+            Source::Environment => "the environment".to_owned(),
+            Source::Profile => format!("the source of the profile `{}`", self.profile_name()),
+            Source::WebIdentity => "STS, asked with the token in AWS_WEB_IDENTITY_TOKEN_FILE,".to_owned(),
+            Source::Container => {
+                let endpoint = self.settings.container.as_ref().map(|container| container.endpoint.as_str());
+                format!("the container's endpoint {}", endpoint.unwrap_or_default())
+            }
+            Source::Metadata => "the EC2 metadata service".to_owned(),
+        }
+    }
+
+    /// The source as the one who signs.
+    fn who(&self, source: Source) -> String {
+        match source {
+            Source::Environment => "the keys in AWS_ACCESS_KEY_ID".to_owned(),
+            Source::Profile => format!("the profile `{}`", self.profile_name()),
+            Source::WebIdentity => "the web identity's role in AWS_ROLE_ARN".to_owned(),
+            Source::Container => "the container's role".to_owned(),
+            Source::Metadata => "the EC2 instance's role".to_owned(),
+        }
+    }
+
+    fn hint(&self, source: Source) -> String {
+        match source {
+            Source::Environment => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned(),
+            Source::Profile => format!(
+                "check the profile in ~/.aws/config; for IAM Identity Center, run `aws sso login --profile {}`",
+                self.profile_name()
+            ),
+            Source::WebIdentity => {
+                "check that the file in AWS_WEB_IDENTITY_TOKEN_FILE exists and that the trust policy of AWS_ROLE_ARN names its issuer, audience and subject".to_owned()
+            }
+            Source::Container => {
+                "check the task's or the pod's role, and AWS_CONTAINER_AUTHORIZATION_TOKEN or its file".to_owned()
+            }
+            Source::Metadata => "check the role that is attached to the instance, and its trust in ec2.amazonaws.com".to_owned(),
+        }
+    }
+}
+
+fn nothing(reason: &str) -> Finding {
+    Finding::Nothing(reason.to_owned())
+}
+
+fn assumed(credentials: Option<aws_sdk_sts::types::Credentials>, role: &Role, caller: &Caller) -> Result<Caller> {
+    let credentials = credentials.ok_or_else(|| {
+        Error::new(
+            ErrorCode::AwsIdentityRefused,
+            format!("STS gave no credentials for the role in {}", role.variable),
+            "check the endpoint of STS, if you configured one",
+        )
+    })?;
+    let mut builder = Credentials::builder()
+        .access_key_id(credentials.access_key_id())
+        .secret_access_key(credentials.secret_access_key())
+        .session_token(credentials.session_token())
+        .provider_name("mlflow-secrets-auth");
+    builder.set_expiry(SystemTime::try_from(*credentials.expiration()).ok());
+    let name = role.arn.rsplit('/').next().unwrap_or_default();
+    let who = format!("{} as the role {name}", caller.who);
+    Ok(Caller { credentials: builder.build(), who, renewable: false })
+}
+
+fn not_assumed(error: &SdkError<AssumeRoleError, HttpResponse>, role: &Role, caller: &Caller) -> Error {
+    if let Some(own) = own_error(error) {
+        return own;
+    }
+    let Some(answer) = error.raw_response() else {
+        return unreachable("STS", TransportFailure::of(error), ErrorCode::AwsIdentityUnreachable);
+    };
+    let (status, code) = (answer.status().as_u16(), error.code().unwrap_or_default());
+    let answer = shown(code, status);
+    if is_throttling(status, code) || matches!(status, 408 | 500..=599) {
+        return Error::new(
+            ErrorCode::AwsIdentityUnreachable,
+            format!("STS can't assume the role in {} now ({answer})", role.variable),
+            "try again in a moment",
+        )
+        .with_outlook(Outlook::Unreachable);
+    }
+    let (code, hint) = match code {
+        "ExpiredToken" | "ExpiredTokenException" => (
+            ErrorCode::AwsExpiredToken,
+            "sign in again, or set AWS_SESSION_TOKEN and its keys anew; a role or a profile renews itself".to_owned(),
+        ),
+        "InvalidClientTokenId" | "SignatureDoesNotMatch" | "UnrecognizedClientException" => (
+            ErrorCode::AwsCredentialsRefused,
+            "check that the keys are complete and active, and that AWS_SESSION_TOKEN belongs to them".to_owned(),
+        ),
+        _ => (
+            ErrorCode::AwsRoleRefused,
+            format!(
+                "allow sts:AssumeRole on {} for this identity, and name the identity in the role's trust policy (with AWS_EXTERNAL_ID where that asks for one)",
+                role.arn
+            ),
+        ),
+    };
+    Error::new(
+        code,
+        format!("STS did not let {} assume the role {} of {} ({answer})", caller.who, role.arn, role.variable),
+        hint,
+    )
+}
+
+/// Whether the caller of `sts` has `role` already.
+async fn is_role(sts: &aws_sdk_sts::Client, role: &str) -> bool {
+    let answer = sts.get_caller_identity().send().await;
+    answer.is_ok_and(|caller| caller.arn().is_some_and(|arn| is_session_of(arn, role)))
+}
+
+/// Whether `session` (`arn:aws:sts::ACCOUNT:assumed-role/NAME/SESSION`) is one of `role`
+/// (`arn:aws:iam::ACCOUNT:role/PATH/NAME`). A session's ARN leaves the path out.
+fn is_session_of(session: &str, role: &str) -> bool {
+    let session: Vec<_> = session.splitn(6, ':').collect();
+    let role: Vec<_> = role.splitn(6, ':').collect();
+    let ([_, partition, "sts", _, account, session], [_, role_partition, "iam", _, role_account, role]) =
+        (&session[..], &role[..])
+    else {
+        return false;
+    };
+    let name = session.strip_prefix("assumed-role/").and_then(|rest| rest.split('/').next());
+    partition == role_partition && account == role_account && name.is_some() && name == role.rsplit('/').next()
+}
+
+/// AWS's name for a failure of STS, from anywhere in `error`'s sources.
+fn sts_code(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    sources(error).find_map(|source| {
+        let assume = source.downcast_ref::<AssumeRoleError>().and_then(ProvideErrorMetadata::code);
+        let web = source.downcast_ref::<AssumeRoleWithWebIdentityError>().and_then(ProvideErrorMetadata::code);
+        assume.or(web).map(str::to_owned)
+    })
+}
+
+/// The SDK's own words for a failure that no answer caused, at most 200 characters.
+fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+    let text = match sources(error).find_map(|source| source.downcast_ref::<std::io::Error>()) {
+        Some(error) => crate::http::plain_io(error),
+        None => sources(error).last().map(ToString::to_string).unwrap_or_default(),
+    };
+    text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+fn there_are(profiles: &ProfileSet) -> String {
+    let mut names: Vec<_> = profiles.profiles().collect();
+    names.sort_unstable();
+    names.truncate(10);
+    if names.is_empty() { "there are no profiles".to_owned() } else { format!("there are {}", names.join(", ")) }
+}
+
+fn bad_profile(name: &str, what: &str) -> Error {
+    Error::new(
+        ErrorCode::AwsProfile,
+        format!("the profile `{name}` is not usable: {what}"),
+        "check AWS_PROFILE and the files ~/.aws/config and ~/.aws/credentials (or AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE)",
+    )
+}
+
+fn credential_process(name: &str) -> Error {
+    Error::new(
+        ErrorCode::AwsCredentialProcess,
+        format!("the profile `{name}` runs a program to get credentials (credential_process), which is not supported"),
+        "let the program write keys to the environment or the credentials file, or use SSO, a role or a web identity",
+    )
+}
+
+fn bad_endpoint(endpoint: &str) -> Error {
+    Error::new(
+        ErrorCode::ConfigInvalidValue,
+        format!("AWS_EC2_METADATA_SERVICE_ENDPOINT is set to {endpoint:?}; accepted: a URL"),
+        "use http://host[:port]",
+    )
+}
