@@ -64,7 +64,10 @@ class Loopback(AbstractContextManager["Loopback"]):
                 answer = outer.rule(request)
                 if answer.before:
                     answer.before()
-                self.send_response(answer.status)
+                if "Date" in answer.headers:
+                    self.send_response_only(answer.status)
+                else:
+                    self.send_response(answer.status)
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(answer.body)))

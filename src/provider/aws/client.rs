@@ -12,6 +12,7 @@ use aws_sdk_secretsmanager::config::Builder;
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_secretsmanager::operation::get_secret_value::{GetSecretValueError, GetSecretValueOutput};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_types::sdk_ua_metadata::FrameworkMetadata;
 use http_body_util::LengthLimitError;
 
 use super::identity::Caller;
@@ -99,6 +100,10 @@ async fn load(service: &ServiceSettings, region: String, transport: &Transport) 
         .identity_cache(aws_sdk_secretsmanager::config::IdentityCache::no_cache())
         .http_client(transport.clone())
         .no_credentials();
+    // CloudTrail shows it, so that administrators can tell who reads the secret.
+    if let Ok(us) = FrameworkMetadata::new("mlflow-secrets-auth", Some(env!("CARGO_PKG_VERSION"))) {
+        loader = loader.framework_metadata(us);
+    }
     if let Some(profile) = &service.identity.profile {
         loader = loader.profile_name(profile);
     }

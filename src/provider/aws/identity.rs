@@ -11,6 +11,7 @@
 //! A source that is not configured is passed by. One that is configured and fails ends the search: another identity than
 //! the one that was meant would only lead to a puzzling refusal.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -324,13 +325,15 @@ impl SignIn<'_> {
             return Err(self.refused(source, status, &code));
         }
         let reason = deepest(error);
+        let in_profile = source == Source::Profile;
         match error {
-            CredentialsError::CredentialsNotLoaded(_) if source == Source::Profile => {
+            CredentialsError::CredentialsNotLoaded(_) if in_profile && error.source().is_none() => {
                 Ok(Finding::Nothing(format!("the profile `{}` has no credentials", self.profile_name())))
             }
-            CredentialsError::CredentialsNotLoaded(_) => Ok(Finding::Nothing(reason)),
-            _ if reason.contains("credentials-process") => Err(credential_process(self.profile_name())),
-            _ if source == Source::Profile => Err(bad_profile(self.profile_name(), &reason)),
+            CredentialsError::CredentialsNotLoaded(_) if !in_profile => Ok(Finding::Nothing(reason)),
+            _ if in_profile && reason.contains("credentials-process") => Err(credential_process(self.profile_name())),
+            _ if in_profile && is_about_sso_login(error) => Err(no_sso_login(self.profile_name())),
+            _ if in_profile => Err(bad_profile(self.profile_name(), &reason)),
             _ => Err(Error::new(
                 ErrorCode::AwsIdentityRefused,
                 format!("{} gave no credentials: {reason}", self.where_from(source)),
@@ -525,6 +528,12 @@ fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
     text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
+/// Whether the cached SSO login is missing, unreadable or over. The SDK's types for that are private, so its words decide.
+fn is_about_sso_login(error: &(dyn std::error::Error + 'static)) -> bool {
+    let words = ["SSO token", "sso/cache", "sso\\cache"];
+    sources(error).map(ToString::to_string).any(|text| words.iter().any(|words| text.contains(words)))
+}
+
 fn there_are(profiles: &ProfileSet) -> String {
     let mut names: Vec<_> = profiles.profiles().collect();
     names.sort_unstable();
@@ -545,6 +554,16 @@ fn credential_process(name: &str) -> Error {
         ErrorCode::AwsCredentialProcess,
         format!("the profile `{name}` runs a program to get credentials (credential_process), which is not supported"),
         "let the program write keys to the environment or the credentials file, or use SSO, a role or a web identity",
+    )
+}
+
+fn no_sso_login(name: &str) -> Error {
+    Error::new(
+        ErrorCode::AwsIdentityRefused,
+        format!(
+            "the profile `{name}` signs in through IAM Identity Center (SSO), and there is no login that is still valid"
+        ),
+        format!("run `aws sso login --profile {name}`"),
     )
 }
 

@@ -64,7 +64,7 @@ impl Refusal {
             "ResourceNotFoundException" if self.says("secret value") => version_not_found(question),
             "ResourceNotFoundException" => Error::new(
                 ErrorCode::AwsNotFound,
-                format!("{place} has no secret {secret} that {who} can see"),
+                format!("{place} has no secret {secret}{} that {who} can see", with_version(question)),
                 "check MLFLOW_AWS_SECRET_NAME and AWS_REGION; a secret of another account needs its full ARN",
             ),
             "InvalidRequestException" if self.says("delet") => Error::new(
@@ -134,6 +134,10 @@ impl Refusal {
         )
         .with_outlook(Outlook::MayPass)
     }
+}
+
+fn with_version(question: &Question<'_>) -> String {
+    question.version.map(|version| format!(" with {version}")).unwrap_or_default()
 }
 
 fn version_not_found(question: &Question<'_>) -> Error {
