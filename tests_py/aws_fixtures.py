@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from aws_servers import Front, Moto
 from conftest import Configure
-
 from mlflow_secrets_auth import SecretsAuthError, headers_for
 
 URL = "https://mlflow.example.com/api"

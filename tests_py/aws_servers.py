@@ -1,4 +1,4 @@
-"""Servers for the tests of the AWS provider: moto behind a front that counts and fails on demand, and small stand-ins."""
+"""Servers for the AWS tests: moto behind a front that counts and fails on demand, and small stand-ins."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import boto3
-from loopback import Answer, Loopback, Request
 from moto.server import ThreadedMotoServer
+
+from loopback import Answer, Loopback, Request
 
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
@@ -141,14 +142,15 @@ def refusal(code: str, message: str = "", status: int = 400, **headers: str) -> 
     return answer
 
 
-def sts_refusal(code: str, status: int = 403) -> Answer:
-    body = f"<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>no</Message></Error></ErrorResponse>"
-    return Answer(status, {"Content-Type": "text/xml"}, body.encode())
+def sts_refusal(code: str, status: int = 403, message: str = "no", **headers: str) -> Answer:
+    """A refusal of STS."""
+    body = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
+    return Answer(status, {"Content-Type": "text/xml", **headers}, body.encode())
 
 
 def in_seconds(seconds: float) -> str:
     time = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def sts_credentials(action: str, key: str, lasts: float = 3600) -> Answer:

@@ -14,6 +14,8 @@ from servers import MlflowServer, OpenBao
 
 Configure = Callable[..., None]
 
+pytest_plugins = ["aws_fixtures"]
+
 
 @pytest.fixture(scope="session")
 def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -10,16 +10,16 @@ import time
 import uuid
 
 import pytest
-from aws_fixtures import BEARER, NO_KEYS, URL, aws, failure, moto, secret, use  # noqa: F401
+
+from aws_fixtures import BEARER, URL, failure
 from aws_servers import KEYS, Hanging, Proxy, TlsFront, json_of, refusal
 from loopback import Answer, Loopback
-from servers import free_port
-
 from mlflow_secrets_auth import cache_info, headers_for
 from mlflow_secrets_auth.config import enabled_providers
+from servers import free_port
 
 
-def new_secret(moto, **content) -> str:  # noqa: F811
+def new_secret(moto, **content) -> str:
     name = f"mlflow/{uuid.uuid4().hex}"
     moto.boto().create_secret(Name=name, **content)
     return name
@@ -28,7 +28,7 @@ def new_secret(moto, **content) -> str:  # noqa: F811
 # The secret
 
 
-def test_a_secret_by_name_is_read_with_one_request(aws, use, secret) -> None:  # noqa: F811
+def test_a_secret_by_name_is_read_with_one_request(aws, use, secret) -> None:
     use()
     assert headers_for(URL) == BEARER
     [call] = aws.calls
@@ -38,19 +38,19 @@ def test_a_secret_by_name_is_read_with_one_request(aws, use, secret) -> None:  #
     assert enabled_providers() == ["aws-secrets-manager"]
 
 
-def test_the_older_name_of_the_variable(use, secret) -> None:  # noqa: F811
+def test_the_older_name_of_the_variable(use, secret) -> None:
     use(MLFLOW_AWS_SECRET_NAME=None, MLFLOW_AWS_SECRET_ID=secret)
     assert headers_for(URL) == BEARER
 
 
-def test_both_names_of_the_variable_with_different_values(use) -> None:  # noqa: F811
+def test_both_names_of_the_variable_with_different_values(use) -> None:
     use(MLFLOW_AWS_SECRET_ID="another")
     error = failure()
     assert error.code == "config.conflict"
     assert "MLFLOW_AWS_SECRET_NAME and MLFLOW_AWS_SECRET_ID" in error.message
 
 
-def test_a_full_arn_brings_its_own_region(aws, use, moto, caplog) -> None:  # noqa: F811
+def test_a_full_arn_brings_its_own_region(aws, use, moto, caplog) -> None:
     caplog.set_level(logging.DEBUG, "mlflow_secrets_auth")
     name = f"mlflow/{uuid.uuid4().hex}"
     arn = moto.boto(region="eu-west-1").create_secret(Name=name, SecretString="abc")["ARN"]
@@ -63,14 +63,14 @@ def test_a_full_arn_brings_its_own_region(aws, use, moto, caplog) -> None:  # no
     assert "us-east-1" in record.getMessage()
 
 
-def test_a_full_arn_is_region_enough(aws, use, moto) -> None:  # noqa: F811
+def test_a_full_arn_is_region_enough(aws, use, moto) -> None:
     arn = moto.boto(region="eu-west-1").create_secret(Name=uuid.uuid4().hex, SecretString="abc")["ARN"]
     use(MLFLOW_AWS_SECRET_NAME=arn, AWS_REGION=None)
     assert headers_for(URL) == BEARER
 
 
 @pytest.mark.parametrize("form", ["stage", "id"])
-def test_a_version_by_stage_or_by_id(aws, use, moto, form) -> None:  # noqa: F811
+def test_a_version_by_stage_or_by_id(aws, use, moto, form) -> None:
     name = new_secret(moto, SecretString="old")
     old = moto.boto().get_secret_value(SecretId=name)["VersionId"]
     moto.boto().put_secret_value(SecretId=name, SecretString="new")
@@ -84,7 +84,7 @@ def test_a_version_by_stage_or_by_id(aws, use, moto, form) -> None:  # noqa: F81
 
 
 @pytest.mark.parametrize("version", ["AWSPENDING", "11111111-2222-3333-4444-555555555555"])
-def test_a_version_that_does_not_exist(aws, use, secret, version) -> None:  # noqa: F811
+def test_a_version_that_does_not_exist(aws, use, secret, version) -> None:
     words = f"Secrets Manager can't find the specified secret value for {version}"
     aws.once("GetSecretValue", refusal("ResourceNotFoundException", words))
     use(MLFLOW_AWS_SECRET_VERSION=version)
@@ -93,7 +93,7 @@ def test_a_version_that_does_not_exist(aws, use, secret, version) -> None:  # no
     assert version in error.message and secret in error.message
 
 
-def test_a_version_that_does_not_exist_as_moto_says_it(use) -> None:  # noqa: F811
+def test_a_version_that_does_not_exist_as_moto_says_it(use) -> None:
     use(MLFLOW_AWS_SECRET_VERSION="11111111-2222-3333-4444-555555555555")
     assert failure().code == "aws.version_not_found"
 
@@ -109,12 +109,12 @@ def test_a_version_that_does_not_exist_as_moto_says_it(use) -> None:  # noqa: F8
         ({"SecretString": "Custom abc"}, "raw", "Custom abc"),
     ],
 )
-def test_strings_and_bytes(use, moto, content, mode, header) -> None:  # noqa: F811
+def test_strings_and_bytes(use, moto, content, mode, header) -> None:
     use(MLFLOW_AWS_SECRET_NAME=new_secret(moto, **content), MLFLOW_AWS_AUTH_MODE=mode)
     assert headers_for(URL) == {"Authorization": header}
 
 
-def test_a_secret_that_is_scheduled_for_deletion(use, moto, secret) -> None:  # noqa: F811
+def test_a_secret_that_is_scheduled_for_deletion(use, moto, secret) -> None:
     moto.boto().delete_secret(SecretId=secret)
     use()
     error = failure()
@@ -122,14 +122,14 @@ def test_a_secret_that_is_scheduled_for_deletion(use, moto, secret) -> None:  # 
     assert secret in error.message and "restore-secret" in error.hint
 
 
-def test_a_secret_that_does_not_exist_names_the_region(use) -> None:  # noqa: F811
+def test_a_secret_that_does_not_exist_names_the_region(use) -> None:
     use(MLFLOW_AWS_SECRET_NAME="nowhere", AWS_REGION="ap-southeast-2")
     error = failure()
     assert error.code == "aws.not_found"
     assert "nowhere" in error.message and "ap-southeast-2" in error.message
 
 
-def test_the_documented_ttl_holds(aws, use) -> None:  # noqa: F811
+def test_the_documented_ttl_holds(aws, use) -> None:
     use(MLFLOW_AWS_TTL_SEC="300")
     for _ in range(100):
         assert headers_for(URL) == BEARER
@@ -144,7 +144,7 @@ def test_the_documented_ttl_holds(aws, use) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("answer", "code", "words"),
     [
-        (("AccessDeniedException", "User: arn is not authorized"), "aws.access_denied", "secretsmanager:GetSecretValue"),
+        (("AccessDeniedException", "User is not authorized"), "aws.access_denied", "secretsmanager:GetSecretValue"),
         (("AccessDeniedException", "Access to KMS is not allowed"), "aws.decryption_failed", "AccessDenied"),
         (("DecryptionFailure", "can't decrypt"), "aws.decryption_failed", "KMS key"),
         (("ThrottlingException", "Rate exceeded"), "aws.throttled", "fewer requests"),
@@ -159,7 +159,7 @@ def test_the_documented_ttl_holds(aws, use) -> None:  # noqa: F811
         (("<script>", "", 400), "aws.unexpected_answer", "HTTP 400"),
     ],
 )
-def test_every_refusal_has_its_code(aws, use, secret, answer, code, words) -> None:  # noqa: F811
+def test_every_refusal_has_its_code(aws, use, secret, answer, code, words) -> None:
     aws.once("GetSecretValue", refusal(*answer))
     use()
     error = failure()
@@ -169,7 +169,7 @@ def test_every_refusal_has_its_code(aws, use, secret, answer, code, words) -> No
     assert aws.count("GetSecretValue") == 1
 
 
-def test_access_denied_names_action_secret_and_identity(aws, use, secret) -> None:  # noqa: F811
+def test_access_denied_names_action_secret_and_identity(aws, use, secret) -> None:
     aws.once("GetSecretValue", refusal("AccessDeniedException", "no"))
     use()
     message = failure().message
@@ -189,21 +189,21 @@ def test_access_denied_names_action_secret_and_identity(aws, use, secret) -> Non
         (Answer(200, {}, b"{}"), "secret.empty"),
     ],
 )
-def test_a_server_that_is_not_secrets_manager(aws, use, answer, code) -> None:  # noqa: F811
+def test_a_server_that_is_not_secrets_manager(aws, use, answer, code) -> None:
     aws.once("GetSecretValue", answer)
     use()
     assert failure().code == code
     assert aws.count("GetSecretValue") == 1
 
 
-def test_nobody_listens(use) -> None:  # noqa: F811
+def test_nobody_listens(use) -> None:
     use(AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}")
     error = failure()
     assert error.code == "aws.unreachable"
     assert "connection refused" in error.message
 
 
-def test_a_server_that_hangs_costs_no_more_than_the_deadline(use) -> None:  # noqa: F811
+def test_a_server_that_hangs_costs_no_more_than_the_deadline(use) -> None:
     with Hanging() as server:
         use(AWS_ENDPOINT_URL=server.url, MLFLOW_SECRETS_TIMEOUT_SEC="1", MLFLOW_AWS_MAX_RETRIES="5")
         started = time.monotonic()
@@ -221,7 +221,7 @@ def test_all_missing_variables_are_named_together(configure) -> None:
     assert "AWS_REGION and MLFLOW_AWS_SECRET_NAME" in error.message
 
 
-def test_a_profile_without_a_region(use, configure) -> None:  # noqa: F811
+def test_a_profile_without_a_region(use, configure) -> None:
     folder = os.path.join(os.environ["HOME"], ".aws")
     os.mkdir(folder)
     with open(os.path.join(folder, "config"), "w") as file:
@@ -248,7 +248,7 @@ def test_a_profile_without_a_region(use, configure) -> None:  # noqa: F811
         ("AWS_CA_BUNDLE", "/nowhere.pem", "config.file"),
     ],
 )
-def test_garbage_is_our_error_not_a_panic(use, tmp_path, name, value, code) -> None:  # noqa: F811
+def test_garbage_is_our_error_not_a_panic(use, tmp_path, name, value, code) -> None:
     more = {"AWS_ENDPOINT_URL": "https://localhost:1"} if name == "AWS_CA_BUNDLE" else {}
     use(more, **{name: value})
     error = failure()
@@ -256,7 +256,7 @@ def test_garbage_is_our_error_not_a_panic(use, tmp_path, name, value, code) -> N
     assert name in error.message
 
 
-def test_secrets_never_show(aws, use, caplog) -> None:  # noqa: F811
+def test_secrets_never_show(aws, use, caplog) -> None:
     caplog.set_level(logging.DEBUG)
     use(AWS_SESSION_TOKEN="canary-session-token", AWS_EXTERNAL_ID="canary external id!")
     failure()
@@ -287,28 +287,28 @@ def test_secrets_never_show(aws, use, caplog) -> None:  # noqa: F811
     ],
 )
 @pytest.mark.parametrize("answer", [refusal("InternalServiceError", status=500), refusal("ThrottlingException")])
-def test_one_layer_retries_as_often_as_the_settings_say(aws, use, settings, requests, answer) -> None:  # noqa: F811
+def test_one_layer_retries_as_often_as_the_settings_say(aws, use, settings, requests, answer) -> None:
     aws.always("GetSecretValue", answer)
     use(settings)
     assert failure().code in {"aws.unavailable", "aws.throttled"}
     assert aws.count("GetSecretValue") == requests
 
 
-def test_a_failure_that_passes_is_not_seen(aws, use) -> None:  # noqa: F811
+def test_a_failure_that_passes_is_not_seen(aws, use) -> None:
     aws.once("GetSecretValue", refusal("InternalServiceError", status=500), refusal("ThrottlingException"))
     use(MLFLOW_AWS_MAX_RETRIES="2")
     assert headers_for(URL) == BEARER
     assert aws.count("GetSecretValue") == 3
 
 
-def test_a_final_refusal_is_not_tried_again(aws, use) -> None:  # noqa: F811
+def test_a_final_refusal_is_not_tried_again(aws, use) -> None:
     aws.always("GetSecretValue", refusal("AccessDeniedException"))
     use(MLFLOW_AWS_MAX_RETRIES="5")
     assert failure().code == "aws.access_denied"
     assert aws.count("GetSecretValue") == 1
 
 
-def test_the_time_that_aws_names_is_waited(aws, use) -> None:  # noqa: F811
+def test_the_time_that_aws_names_is_waited(aws, use) -> None:
     aws.once("GetSecretValue", refusal("ThrottlingException", status=429, Retry_After="1"))
     use(MLFLOW_AWS_MAX_RETRIES="1")
     started = time.monotonic()
@@ -316,7 +316,7 @@ def test_the_time_that_aws_names_is_waited(aws, use) -> None:  # noqa: F811
     assert time.monotonic() - started >= 1
 
 
-def test_the_adaptive_mode_slows_down_after_throttling(aws, use) -> None:  # noqa: F811
+def test_the_adaptive_mode_slows_down_after_throttling(aws, use) -> None:
     aws.once("GetSecretValue", refusal("ThrottlingException"))
     # A region of its own, because the SDK's rate limiter is one per region and process.
     use(MLFLOW_AWS_MAX_RETRIES="1", MLFLOW_AWS_RETRY_MODE="adaptive", AWS_REGION="eu-north-1")
@@ -327,13 +327,13 @@ def test_the_adaptive_mode_slows_down_after_throttling(aws, use) -> None:  # noq
     assert aws.count("GetSecretValue") == 2
 
 
-def test_the_legacy_mode_is_standard_and_says_so(use, caplog) -> None:  # noqa: F811
+def test_the_legacy_mode_is_standard_and_says_so(use, caplog) -> None:
     use(MLFLOW_AWS_RETRY_MODE="legacy")
     assert headers_for(URL) == BEARER
     assert [r for r in caplog.records if "MLFLOW_AWS_RETRY_MODE=legacy is treated as standard" in r.getMessage()]
 
 
-def test_a_wrong_clock_is_corrected_and_the_request_repeated(aws, use) -> None:  # noqa: F811
+def test_a_wrong_clock_is_corrected_and_the_request_repeated(aws, use) -> None:
     aws.once(
         "GetSecretValue",
         refusal("InvalidSignatureException", "Signature expired", Date="Sat, 01 Jan 2050 00:00:00 GMT"),
@@ -343,7 +343,7 @@ def test_a_wrong_clock_is_corrected_and_the_request_repeated(aws, use) -> None: 
     assert [call.request.headers["x-amz-date"][:4] == "2050" for call in aws.calls] == [False, True]
 
 
-def test_with_a_stale_credential_one_attempt_is_made(aws, use, caplog) -> None:  # noqa: F811
+def test_with_a_stale_credential_one_attempt_is_made(aws, use, caplog) -> None:
     use(MLFLOW_AWS_TTL_SEC="0.3", MLFLOW_AWS_MAX_RETRIES="5")
     assert headers_for(URL) == BEARER
     aws.always("GetSecretValue", refusal("InternalServiceError", status=500))
@@ -352,7 +352,7 @@ def test_with_a_stale_credential_one_attempt_is_made(aws, use, caplog) -> None: 
     assert aws.count("GetSecretValue") == 2
 
 
-def test_with_a_stale_credential_a_hang_costs_two_seconds(aws, use) -> None:  # noqa: F811
+def test_with_a_stale_credential_a_hang_costs_two_seconds(aws, use) -> None:
     use(MLFLOW_AWS_TTL_SEC="0.3", MLFLOW_AWS_MAX_RETRIES="5")
     assert headers_for(URL) == BEARER
     aws.always("GetSecretValue", Answer(before=lambda: time.sleep(4)))
@@ -365,7 +365,7 @@ def test_with_a_stale_credential_a_hang_costs_two_seconds(aws, use) -> None:  # 
 # Endpoints, proxies, certificates
 
 
-def test_the_endpoint_of_the_service_wins(aws, use) -> None:  # noqa: F811
+def test_the_endpoint_of_the_service_wins(aws, use) -> None:
     use(AWS_ENDPOINT_URL="http://127.0.0.1:1", AWS_ENDPOINT_URL_SECRETS_MANAGER=aws.url)
     assert headers_for(URL) == BEARER
 
@@ -387,14 +387,14 @@ def test_the_endpoint_of_the_service_wins(aws, use) -> None:  # noqa: F811
         ),
     ],
 )
-def test_awss_own_endpoints_through_a_proxy(use, settings, host) -> None:  # noqa: F811
+def test_awss_own_endpoints_through_a_proxy(use, settings, host) -> None:
     with Proxy() as proxy:
         use({"AWS_ENDPOINT_URL": None, "HTTPS_PROXY": proxy.url, "MLFLOW_SECRETS_TIMEOUT_SEC": "5", **settings})
         assert failure().code == "aws.unreachable"
         assert proxy.hosts == [f"{host}:443"]
 
 
-def test_no_proxy_for_this_machine(use) -> None:  # noqa: F811
+def test_no_proxy_for_this_machine(use) -> None:
     with Proxy() as proxy:
         use(HTTP_PROXY=proxy.url, http_proxy=proxy.url)
         assert headers_for(URL) == BEARER
@@ -402,13 +402,13 @@ def test_no_proxy_for_this_machine(use) -> None:  # noqa: F811
 
 
 @pytest.fixture
-def tls(moto, tmp_path):  # noqa: F811
+def tls(moto, tmp_path):
     with TlsFront(moto, tmp_path) as front:
         yield front
 
 
 @pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_a_ca_of_ones_own(tls, use, variable) -> None:  # noqa: F811
+def test_a_ca_of_ones_own(tls, use, variable) -> None:
     none = dict.fromkeys(["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
     use(none, AWS_ENDPOINT_URL=tls.url)
     error = failure()
@@ -418,7 +418,7 @@ def test_a_ca_of_ones_own(tls, use, variable) -> None:  # noqa: F811
     assert headers_for(URL) == BEARER
 
 
-def test_the_bundle_for_aws_wins(tls, use, tmp_path) -> None:  # noqa: F811
+def test_the_bundle_for_aws_wins(tls, use, tmp_path) -> None:
     use(AWS_ENDPOINT_URL=tls.url, AWS_CA_BUNDLE=str(tls.ca), REQUESTS_CA_BUNDLE="/nowhere.pem")
     assert headers_for(URL) == BEARER
 
@@ -522,7 +522,7 @@ def test_the_agent_needs_both_variables(use_agent, missing) -> None:
     assert missing in error.message
 
 
-def test_a_fork_reads_for_itself(aws, use) -> None:  # noqa: F811
+def test_a_fork_reads_for_itself(aws, use) -> None:
     use()
     assert headers_for(URL) == BEARER
     child = os.fork()
@@ -536,4 +536,3 @@ def test_a_fork_reads_for_itself(aws, use) -> None:  # noqa: F811
     assert status[1] == 0
     assert headers_for(URL) == BEARER
     assert aws.count("GetSecretValue") == 3
-    assert NO_KEYS

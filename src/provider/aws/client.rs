@@ -6,7 +6,6 @@ use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_credential_types::Credentials;
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::config::Builder;
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
@@ -29,6 +28,8 @@ pub struct AwsClient {
     pub config: SdkConfig,
     /// What every request goes through.
     pub transport: Transport,
+    /// STS. It lasts, because it learns how far our clock is off.
+    pub sts: aws_sdk_sts::Client,
     secrets: Client,
     region: String,
 }
@@ -49,12 +50,24 @@ impl AwsClient {
             log::debug!(target: "mlflow_secrets_auth.aws", event = "arn_region", region = region.as_str();
                 "the secret's ARN names the region {region}, which wins over {}", home.as_deref().unwrap_or_default());
         }
+        // The SDK's statics are made here: a fork in the middle of that would leave the child waiting.
+        let _guard = runtime::hold_off_forks();
         let config = load(service, home.unwrap_or_else(|| region.clone()), &transport).await;
-        let mut builder = Builder::from(&config).region(Region::new(region.clone()));
+        let mut secrets = Builder::from(&config).region(Region::new(region.clone()));
         if let Some(endpoint) = &service.endpoints.secrets_manager {
-            builder = builder.endpoint_url(endpoint);
+            secrets = secrets.endpoint_url(endpoint);
         }
-        Ok(Self { secrets: Client::from_conf(builder.build()), config, transport, region })
+        let mut sts = aws_sdk_sts::config::Builder::from(&config);
+        if let Some(endpoint) = &service.endpoints.sts {
+            sts = sts.endpoint_url(endpoint);
+        }
+        Ok(Self {
+            secrets: Client::from_conf(secrets.build()),
+            sts: aws_sdk_sts::Client::from_conf(sts.build()),
+            config,
+            transport,
+            region,
+        })
     }
 
     /// `Secrets Manager in us-east-1`.
@@ -86,8 +99,6 @@ impl AwsClient {
 
 /// The SDK's configuration. Nothing here asks anybody: the region is known, and the credentials are given per request.
 async fn load(service: &ServiceSettings, region: String, transport: &Transport) -> SdkConfig {
-    // The SDK's statics are made here: a fork in the middle of that would leave the child waiting.
-    let _guard = runtime::hold_off_forks();
     // One attempt, because the chain is the layer that repeats; the mode stays, because adaptive paces first attempts too.
     let retry = match service.retry_mode {
         RetryMode::Adaptive => RetryConfig::adaptive(),
@@ -196,14 +207,4 @@ fn not_an_answer(question: &Question<'_>, what: &str) -> Error {
         format!("the answer of {} can't be read: {what}", question.place),
         "check that the endpoint is Secrets Manager's, and that no proxy answers in its place",
     )
-}
-
-/// `credentials` as the SDK takes them, from our own settings.
-pub fn static_credentials(keys: &super::settings::AccessKeys) -> Credentials {
-    let mut builder = Credentials::builder()
-        .access_key_id(keys.id.expose())
-        .secret_access_key(keys.secret.expose())
-        .provider_name("mlflow-secrets-auth");
-    builder.set_session_token(keys.session_token.as_ref().map(|token| token.expose().to_owned()));
-    builder.build()
 }

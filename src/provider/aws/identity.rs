@@ -32,9 +32,9 @@ use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIden
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_types::os_shim_internal::{Env, Fs};
 
-use super::client::{AwsClient, own_error, static_credentials, unreachable};
-use super::refusal::{is_throttling, shown};
-use super::settings::{IdentitySettings, Role, ServiceSettings};
+use super::client::{AwsClient, own_error, unreachable};
+use super::refusal::{clock_skew, is_clock_skew, is_throttling, shown};
+use super::settings::{AccessKeys, IdentitySettings, Role, ServiceSettings};
 use super::transport::{Transport, is_unanswered};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Outlook, Result};
@@ -44,6 +44,9 @@ use crate::http::{TransportFailure, sources};
 const SKEW: Duration = Duration::from_secs(300);
 /// The metadata service is next door, or nowhere: off EC2, every fetch without an identity waits for this.
 const METADATA_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the SDK calls the source of credentials that we hand it.
+const PROVIDER_NAME: &str = "mlflow-secrets-auth";
 
 /// The identity of one provider. Credentials survive a fork: they are values, not connections.
 #[derive(Default)]
@@ -98,7 +101,7 @@ impl Identity {
         if let Some(session) = held.as_ref().filter(|session| now < session.renew_at) {
             return Ok(Caller { renewable: true, ..session.caller.clone() });
         }
-        let desk = SignIn { settings: &service.identity, service, client, clock };
+        let desk = SignIn { settings: &service.identity, client, clock };
         match self.sign_in(&desk).await {
             Ok(caller) => {
                 self.keep(&caller, now);
@@ -149,18 +152,19 @@ impl Identity {
         if self.settled.load().as_deref() == Some(&key) {
             return Ok(caller);
         }
-        let sts = desk.sts(&caller);
-        let request = sts
+        let request = desk
+            .client
+            .sts
             .assume_role()
             .role_arn(&role.arn)
             .role_session_name(&desk.settings.session_name)
             .set_external_id(desk.settings.external_id.as_ref().map(|id| id.expose().to_owned()));
-        let error = match request.send().await {
+        let error = match request.customize().config_override(signed_by(&caller)).send().await {
             Ok(answer) => return assumed(answer.credentials, role, &caller),
             Err(error) => error,
         };
         let code = error.code().unwrap_or_default();
-        if code != "AccessDenied" || !is_role(&sts, &role.arn).await {
+        if code != "AccessDenied" || !is_role(desk.client, &caller, &role.arn).await {
             return Err(not_assumed(&error, role, &caller));
         }
         self.settled.store(Some(Arc::new(key)));
@@ -173,7 +177,6 @@ impl Identity {
 /// One sign-in, with all that it needs.
 struct SignIn<'a> {
     settings: &'a IdentitySettings,
-    service: &'a ServiceSettings,
     client: &'a AwsClient,
     clock: &'a dyn Clock,
 }
@@ -356,15 +359,6 @@ impl SignIn<'_> {
         Error::new(ErrorCode::AwsIdentityRefused, format!("{place} gave no credentials ({what})"), self.hint(source))
     }
 
-    fn sts(&self, caller: &Caller) -> aws_sdk_sts::Client {
-        let mut builder =
-            aws_sdk_sts::config::Builder::from(&self.client.config).credentials_provider(caller.credentials.clone());
-        if let Some(endpoint) = &self.service.endpoints.sts {
-            builder = builder.endpoint_url(endpoint);
-        }
-        aws_sdk_sts::Client::from_conf(builder.build())
-    }
-
     fn profile_name(&self) -> &str {
         self.settings.profile.as_deref().unwrap_or("default")
     }
@@ -426,6 +420,19 @@ impl SignIn<'_> {
     }
 }
 
+fn signed_by(caller: &Caller) -> aws_sdk_sts::config::Builder {
+    aws_sdk_sts::config::Builder::new().credentials_provider(caller.credentials.clone())
+}
+
+fn static_credentials(keys: &AccessKeys) -> Credentials {
+    let mut builder = Credentials::builder()
+        .access_key_id(keys.id.expose())
+        .secret_access_key(keys.secret.expose())
+        .provider_name(PROVIDER_NAME);
+    builder.set_session_token(keys.session_token.as_ref().map(|token| token.expose().to_owned()));
+    builder.build()
+}
+
 fn nothing(reason: &str) -> Finding {
     Finding::Nothing(reason.to_owned())
 }
@@ -442,7 +449,7 @@ fn assumed(credentials: Option<aws_sdk_sts::types::Credentials>, role: &Role, ca
         .access_key_id(credentials.access_key_id())
         .secret_access_key(credentials.secret_access_key())
         .session_token(credentials.session_token())
-        .provider_name("mlflow-secrets-auth");
+        .provider_name(PROVIDER_NAME);
     builder.set_expiry(SystemTime::try_from(*credentials.expiration()).ok());
     let name = role.arn.rsplit('/').next().unwrap_or_default();
     let who = format!("{} as the role {name}", caller.who);
@@ -465,6 +472,9 @@ fn not_assumed(error: &SdkError<AssumeRoleError, HttpResponse>, role: &Role, cal
             "try again in a moment",
         )
         .with_outlook(Outlook::Unreachable);
+    }
+    if is_clock_skew(code, error.message().unwrap_or_default()) {
+        return clock_skew("STS", &answer);
     }
     let (code, hint) = match code {
         "ExpiredToken" | "ExpiredTokenException" => (
@@ -490,9 +500,9 @@ fn not_assumed(error: &SdkError<AssumeRoleError, HttpResponse>, role: &Role, cal
     )
 }
 
-/// Whether the caller of `sts` has `role` already.
-async fn is_role(sts: &aws_sdk_sts::Client, role: &str) -> bool {
-    let answer = sts.get_caller_identity().send().await;
+/// Whether `caller` has `role` already.
+async fn is_role(client: &AwsClient, caller: &Caller, role: &str) -> bool {
+    let answer = client.sts.get_caller_identity().customize().config_override(signed_by(caller)).send().await;
     answer.is_ok_and(|caller| caller.arn().is_some_and(|arn| is_session_of(arn, role)))
 }
 

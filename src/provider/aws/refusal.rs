@@ -77,12 +77,7 @@ impl Refusal {
                 format!("{place} says that the session token of {who} has expired"),
                 "sign in again, or set AWS_SESSION_TOKEN and its keys anew; a role or a profile renews itself",
             ),
-            "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" => self.clock_skew(question),
-            "InvalidSignatureException" | "SignatureDoesNotMatch"
-                if self.says("expired") || self.says("not yet current") =>
-            {
-                self.clock_skew(question)
-            }
+            code if is_clock_skew(code, &self.message) => clock_skew(place, &self.name()),
             "UnrecognizedClientException"
             | "InvalidClientTokenId"
             | "InvalidSignatureException"
@@ -125,14 +120,26 @@ impl Refusal {
             "allow kms:Decrypt on the secret's key for this identity, in the key's policy too where it is another account's, and check that the key is enabled",
         )
     }
+}
 
-    fn clock_skew(&self, question: &Question<'_>) -> Error {
-        Error::new(
-            ErrorCode::AwsClockSkew,
-            format!("{} says that this machine's clock is wrong ({})", question.place, self.name()),
-            "set the clock, for example by turning on NTP",
-        )
-        .with_outlook(Outlook::MayPass)
+/// The error for a signature that AWS finds too old or too new. The SDK signs by AWS's clock from then on.
+pub fn clock_skew(place: &str, answer: &str) -> Error {
+    Error::new(
+        ErrorCode::AwsClockSkew,
+        format!("{place} says that this machine's clock is wrong ({answer})"),
+        "set the clock, for example by turning on NTP",
+    )
+    .with_outlook(Outlook::MayPass)
+}
+
+/// Whether AWS refused a signature for its time. Some services tell it only by their text.
+pub fn is_clock_skew(code: &str, message: &str) -> bool {
+    match code {
+        "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" => true,
+        "InvalidSignatureException" | "SignatureDoesNotMatch" => {
+            message.contains("Signature expired") || message.contains("not yet current")
+        }
+        _ => false,
     }
 }
 

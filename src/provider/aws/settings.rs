@@ -250,8 +250,8 @@ impl IdentitySettings {
         let profile = reader.text(&var::AWS_PROFILE);
         let keys = keys(reader, profile.is_none());
         let token_file = reader.text(&var::AWS_WEB_IDENTITY_TOKEN_FILE);
-        let role_arn = role_arn(reader, &var::AWS_ROLE_ARN);
-        let own_role_arn = role_arn_of_ours(reader);
+        let role_arn = self::role_arn(reader, &var::AWS_ROLE_ARN);
+        let own_role_arn = self::role_arn(reader, &var::MLFLOW_AWS_ROLE_ARN);
         let mut roles = Vec::new();
         // With a token file, AWS_ROLE_ARN is the role that the token is exchanged for.
         let on_top = role_arn.clone().filter(|_| token_file.is_none());
@@ -426,10 +426,6 @@ fn web_identity(
         );
     }
     Some(WebIdentity { token_file: token_file.into(), role_arn: role_arn? })
-}
-
-fn role_arn_of_ours(reader: &mut Reader<'_>) -> Option<String> {
-    role_arn(reader, &var::MLFLOW_AWS_ROLE_ARN)
 }
 
 fn role_arn(reader: &mut Reader<'_>, variable: &'static Variable) -> Option<String> {
