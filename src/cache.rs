@@ -271,6 +271,7 @@ impl CredentialCache {
     pub fn refresh(self: &Arc<Self>, interrupt: Interrupt<'_>) -> Result<Arc<Cached>> {
         loop {
             if let Seat::Leader(leader) = self.board(interrupt)? {
+                self.chain.pass_caches();
                 return self.lead(leader, interrupt, true);
             }
         }
@@ -552,6 +553,7 @@ impl CredentialCache {
         let budget = self.full_budget(started);
         let mut repeats = repeats.iter();
         loop {
+            self.chain.pass_caches();
             let result = self.chain.fetch(&*self.clock, budget, false).await;
             let unchanged = matches!(&result, Ok(fetched) if Some(&fetched.credential.headers) == denied);
             let Some(after) = repeats.next().filter(|_| unchanged) else { return Ok(result) };

@@ -142,6 +142,11 @@ impl ProviderChain {
         Err(ChainFailure { error: Error::together(ErrorCode::FetchAllFailed, message, errors), outlooks, asked })
     }
 
+    /// Says that what caches on the way to the backends hold may be out of date: the next fetch passes them by.
+    pub fn pass_caches(&self) {
+        self.links.iter().for_each(|link| link.provider.pass_caches());
+    }
+
     /// Forgets failures, so that the next fetch asks every provider.
     pub fn forget_failures(&self) {
         self.health.store(Arc::default());

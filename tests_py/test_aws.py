@@ -14,7 +14,7 @@ import pytest
 from aws_fixtures import BEARER, URL, failure
 from aws_servers import KEYS, Hanging, Proxy, TlsFront, json_of, refusal
 from loopback import Answer, Loopback
-from mlflow_secrets_auth import cache_info, headers_for
+from mlflow_secrets_auth import cache_info, headers_for, refresh
 from mlflow_secrets_auth.config import enabled_providers
 from servers import free_port
 
@@ -468,6 +468,23 @@ def test_the_agent_reads_the_secret(agent, use_agent, version, query) -> None:
     assert headers_for(URL) == BEARER
     [request] = agent.requests
     assert request.path == f"/secretsmanager/get?secretId=mlflow%2Fauth{query}"
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_refresh_passes_the_agents_cache(agent, use_agent, knows) -> None:
+    plain = agent.rule
+
+    def answer(request):
+        if "refreshNow=true" in request.path and not knows:
+            return Answer(400, {}, b"unknown parameter: refreshNow")
+        return plain(request)
+
+    agent.rule = answer
+    use_agent(MLFLOW_AWS_TTL_SEC="300")
+    assert headers_for(URL) == BEARER
+    refresh()
+    asked = [request.path.partition("secretId=mlflow%2Fauth")[2] for request in agent.requests]
+    assert asked == ["", "&refreshNow=true"] + ([] if knows else [""])
 
 
 def test_the_agents_token_from_a_file_is_read_again(agent, use_agent, tmp_path) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+import boto3
 import pytest
 
 from aws_fixtures import BEARER, NO_KEYS, URL, failure
@@ -87,7 +88,7 @@ def test_an_explicit_profile_wins_over_stray_keys(aws, use, caplog) -> None:
     write("credentials", "[team]\naws_access_key_id = AKIATEAM\naws_secret_access_key = s\n")
     use(AWS_PROFILE="team", AWS_WEB_IDENTITY_TOKEN_FILE="/nowhere")
     fetch()
-    assert reader(aws) == "AKIATEAM"
+    assert reader(aws) == "AKIATEAM" == boto3.Session(profile_name="team").get_credentials().access_key
     assert [r for r in caplog.records if "AWS_PROFILE=team wins over AWS_ACCESS_KEY_ID" in r.getMessage()]
 
 
@@ -353,6 +354,7 @@ def test_off_aws_the_error_comes_soon_and_lists_every_source(use) -> None:
         error = failure()
         assert time.monotonic() - started < 3
         assert error.code == "aws.no_credentials"
+        assert len(metadata.heard) == 1
         lines = [line.strip() for line in error.message.splitlines()[1:]]
         sources = ["environment", "profile default", "web identity", "container endpoint", "EC2 metadata"]
         assert [line.startswith(source) for line, source in zip(lines, sources, strict=True)] == [True] * 5
@@ -454,6 +456,19 @@ def test_a_role_that_is_refused(aws, use, arn) -> None:
     assert error.code == "aws.role_refused"
     assert ROLE in error.message and "sts:AssumeRole" in error.hint
     assert aws.count("AssumeRole") == 1 and aws.count("GetSecretValue") == 0
+
+
+def test_an_sts_that_hangs_costs_no_more_than_the_deadline(use) -> None:
+    with Hanging() as sts:
+        use(
+            AWS_ROLE_ARN=ROLE,
+            AWS_ENDPOINT_URL_STS=sts.url,
+            MLFLOW_SECRETS_TIMEOUT_SEC="1",
+            MLFLOW_AWS_MAX_RETRIES="5",
+        )
+        started = time.monotonic()
+        assert failure().code == "fetch.timeout"
+        assert time.monotonic() - started < 2
 
 
 def test_a_wrong_clock_at_sts_is_corrected(aws, use) -> None:

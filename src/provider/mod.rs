@@ -157,6 +157,9 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// Says that what a cache on the way to the backend holds may be out of date: the next read passes it by.
+    fn pass_caches(&self) {}
+
     /// Reads the secret once: signs in if need be, and asks the backend. It does not retry, and does not remember the
     /// secret; it may remember who it is signed in as.
     ///

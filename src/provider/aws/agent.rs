@@ -3,12 +3,14 @@
 //! <https://docs.aws.amazon.com/secretsmanager/latest/userguide/secrets-manager-agent.html>
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::client::unreachable;
 use super::refusal::{Question, Refusal};
@@ -26,6 +28,22 @@ const TOKEN_HEADER: &str = "X-Aws-Parameters-Secrets-Token";
 /// A client of one agent.
 pub struct AgentClient {
     http: reqwest::Client,
+}
+
+/// What the agent may answer from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Its cache.
+    Cached,
+    /// Secrets Manager alone, where the agent knows how to be asked that.
+    Latest,
+}
+
+/// An exchange with the agent that ended in an answer.
+struct Reply {
+    status: u16,
+    retry_after: Option<Duration>,
+    body: Zeroizing<Vec<u8>>,
 }
 
 /// The agent's answer: that of `GetSecretValue`.
@@ -51,28 +69,31 @@ impl AgentClient {
         Ok(Self { http: http::client(&options)? })
     }
 
-    /// Reads the secret, once.
-    pub async fn read(&self, settings: &AwsSettings, agent: &AgentSettings) -> Result<SecretPayload> {
+    /// Reads the secret, once. Agents that can't pass their cache by are asked again without.
+    pub async fn read(
+        &self,
+        settings: &AwsSettings,
+        agent: &AgentSettings,
+        freshness: Freshness,
+    ) -> Result<SecretPayload> {
         let place = format!("the Secrets Manager Agent at {}", agent.url);
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            unreachable(&place, TransportFailure::of(error), ErrorCode::AwsAgentUnreachable)
+        let url = question(settings, agent)?;
+        let mut latest = url.clone();
+        latest.query_pairs_mut().append_pair("refreshNow", "true");
+        let reply = match freshness {
+            Freshness::Cached => self.ask(url, agent, &place).await?,
+            Freshness::Latest => match self.ask(latest, agent, &place).await? {
+                Reply { status: 400, body, .. } if refusal_of(&body).0.is_empty() => {
+                    self.ask(url, agent, &place).await?
+                }
+                reply => reply,
+            },
         };
-        let mut token = reqwest::header::HeaderValue::from_str(token(agent)?.expose())
-            .map_err(|_| bad_token("the agent's token has a character that a header can't have"))?;
-        token.set_sensitive(true);
-        let request = self.http.get(question(settings, agent)?).header(TOKEN_HEADER, token);
-        let answer = request.send().await.map_err(|e| failed(&e))?;
-        let status = answer.status().as_u16();
-        let retry_after = http::retry_after(answer.headers());
-        let body = http::read_body(answer).await.map_err(|e| match e {
-            BodyError::Transport(error) => failed(&error),
-            BodyError::TooLarge => not_an_answer(&place, "it is larger than 1 MiB"),
-        })?;
-        if status == 200 {
-            return payload(&body, settings, &place);
+        if reply.status == 200 {
+            return payload(&reply.body, settings, &place);
         }
-        let (code, message) = refusal_of(&body);
-        if status == 403 && code.is_empty() {
+        let (code, message) = refusal_of(&reply.body);
+        if reply.status == 403 && code.is_empty() {
             return Err(bad_token(&format!("{place} does not accept the token in MLFLOW_AWS_AGENT_TOKEN (HTTP 403)")));
         }
         let question = Question {
@@ -81,7 +102,24 @@ impl AgentClient {
             place,
             who: "the agent's own identity".to_owned(),
         };
-        Err(Refusal { status, code, message, retry_after }.meaning(&question))
+        Err(Refusal { status: reply.status, code, message, retry_after: reply.retry_after }.meaning(&question))
+    }
+
+    async fn ask(&self, url: Url, agent: &AgentSettings, place: &str) -> Result<Reply> {
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            unreachable(place, TransportFailure::of(error), ErrorCode::AwsAgentUnreachable)
+        };
+        let mut token = reqwest::header::HeaderValue::from_str(token(agent)?.expose())
+            .map_err(|_| bad_token("the agent's token has a character that a header can't have"))?;
+        token.set_sensitive(true);
+        let answer = self.http.get(url).header(TOKEN_HEADER, token).send().await.map_err(|e| failed(&e))?;
+        let status = answer.status().as_u16();
+        let retry_after = http::retry_after(answer.headers());
+        let body = http::read_body(answer).await.map_err(|e| match e {
+            BodyError::Transport(error) => failed(&error),
+            BodyError::TooLarge => not_an_answer(place, "it is larger than 1 MiB"),
+        })?;
+        Ok(Reply { status, retry_after, body: Zeroizing::new(body) })
     }
 }
 

@@ -10,13 +10,14 @@ mod settings;
 mod transport;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::BoxFuture;
 
-use self::agent::AgentClient;
+use self::agent::{AgentClient, Freshness};
 use self::client::AwsClient;
 use self::identity::Identity;
 pub use self::settings::{
@@ -37,6 +38,8 @@ pub struct AwsProvider {
     identity: Identity,
     client: ProcessLocal<ArcSwapOption<AwsClient>>,
     agent: ProcessLocal<ArcSwapOption<AgentClient>>,
+    /// Whether the next read through the agent passes its cache by.
+    past_agents_cache: AtomicBool,
 }
 
 impl AwsProvider {
@@ -44,13 +47,14 @@ impl AwsProvider {
     pub fn new(settings: AwsSettings, roots: TrustRoots) -> Self {
         let client = ProcessLocal::new(ArcSwapOption::empty);
         let agent = ProcessLocal::new(ArcSwapOption::empty);
-        Self { settings, roots, identity: Identity::default(), client, agent }
+        let past_agents_cache = AtomicBool::new(false);
+        Self { settings, roots, identity: Identity::default(), client, agent, past_agents_cache }
     }
 
     async fn fetch(&self, clock: &dyn Clock) -> Result<SecretPayload> {
         match &self.settings.reader {
             SecretReader::Service(service) => self.fetch_from_service(service, clock).await,
-            SecretReader::Agent(settings) => self.agent(settings)?.read(&self.settings, settings).await,
+            SecretReader::Agent(agent) => self.fetch_from_agent(agent).await,
         }
     }
 
@@ -74,6 +78,20 @@ impl AwsProvider {
             lease: None,
             location,
         })
+    }
+
+    async fn fetch_from_agent(&self, agent: &AgentSettings) -> Result<SecretPayload> {
+        let client = self.agent(agent)?;
+        let freshness = match self.past_agents_cache.swap(false, Ordering::Relaxed) {
+            true => Freshness::Latest,
+            false => Freshness::Cached,
+        };
+        let payload = client.read(&self.settings, agent, freshness).await;
+        if payload.is_err() && freshness == Freshness::Latest {
+            // The retry is still to pass the cache by.
+            self.pass_caches();
+        }
+        payload
     }
 
     async fn client(&self, service: &ServiceSettings) -> Result<Arc<AwsClient>> {
@@ -104,6 +122,10 @@ impl Provider for AwsProvider {
 
     fn max_retries(&self) -> Option<u32> {
         self.settings.max_retries
+    }
+
+    fn pass_caches(&self) {
+        self.past_agents_cache.store(true, Ordering::Relaxed);
     }
 
     fn fetch_secret<'a>(&'a self, clock: &'a dyn Clock) -> BoxFuture<'a, Result<SecretPayload>> {
