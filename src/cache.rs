@@ -118,12 +118,46 @@ pub struct Counts {
     pub failures: u64,
 }
 
-#[derive(Default)]
 struct Counters {
     hits: AtomicU64,
     misses: AtomicU64,
     refreshes: AtomicU64,
     failures: AtomicU64,
+}
+
+/// What all caches of this process have done, also those that had to make place for others.
+static TOTALS: Counters = Counters::new();
+
+/// What all caches of this process have done so far.
+pub fn total_counts() -> Counts {
+    TOTALS.read()
+}
+
+impl Counters {
+    const fn new() -> Self {
+        Self {
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            refreshes: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts one, here and in the totals.
+    fn count(&self, counter: fn(&Self) -> &AtomicU64) {
+        counter(self).fetch_add(1, Ordering::Relaxed);
+        counter(&TOTALS).fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            hits: read(&self.hits),
+            misses: read(&self.misses),
+            refreshes: read(&self.refreshes),
+            failures: read(&self.failures),
+        }
+    }
 }
 
 /// How often and how long a fetch may try.
@@ -223,7 +257,7 @@ impl CredentialCache {
             denials: ArcSwap::default(),
             failing: ArcSwapOption::empty(),
             flight: ProcessLocal::new(Flight::default),
-            counters: Counters::default(),
+            counters: Counters::new(),
             chain,
             driver: Driver::default(),
             limits,
@@ -241,7 +275,7 @@ impl CredentialCache {
         if now >= cached.renew_at {
             self.renew_ahead(now);
         }
-        self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        self.counters.count(|counters| &counters.hits);
         Some(cached)
     }
 
@@ -253,7 +287,7 @@ impl CredentialCache {
         if let Some(cached) = self.fresh() {
             return Ok(cached);
         }
-        self.counters.misses.fetch_add(1, Ordering::Relaxed);
+        self.counters.count(|counters| &counters.misses);
         loop {
             match self.board(interrupt)? {
                 Seat::Leader(leader) => return self.lead(leader, interrupt, false),
@@ -346,13 +380,7 @@ impl CredentialCache {
 
     /// What happened so far.
     pub fn counts(&self) -> Counts {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
-            hits: read(&self.counters.hits),
-            misses: read(&self.counters.misses),
-            refreshes: read(&self.counters.refreshes),
-            failures: read(&self.counters.failures),
-        }
+        self.counters.read()
     }
 
     /// The clock that it lives by.
@@ -435,7 +463,7 @@ impl CredentialCache {
         let previous = self.value.load_full();
         let cached = Arc::new(Cached::new(fetched, previous.as_deref(), &*self.clock));
         self.value.store(Some(Arc::clone(&cached)));
-        self.counters.refreshes.fetch_add(1, Ordering::Relaxed);
+        self.counters.count(|counters| &counters.refreshes);
         let changed = previous.is_none_or(|previous| previous.generation != cached.generation);
         log::debug!(target: "mlflow_secrets_auth.cache", event = "stored", provider = cached.provider.name(),
             fingerprint = cached.fingerprint.as_str(), changed;
@@ -453,7 +481,9 @@ impl CredentialCache {
             |kind| failure.outlooks.iter().any(|(k, outlook)| *k == kind && *outlook == Outlook::Unreachable);
         let stale = stale.filter(|stale| unreachable(stale.provider));
         let first = self.failing.swap(Some(Arc::new(failure.error.clone()))).is_none();
-        self.counters.failures.fetch_add(u64::from(failure.asked), Ordering::Relaxed);
+        if failure.asked {
+            self.counters.count(|counters| &counters.failures);
+        }
         let next = self.chain.next_attempt().map_or(Duration::ZERO, |at| at.saturating_sub(self.clock.now()));
         match stale {
             Some(stale) => {

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::allowlist::{Allowlist, Pattern, Verdict};
+use crate::cache::total_counts;
 use crate::error::{Error, ErrorCode};
 use crate::origin::Origin;
 use crate::provider::ProviderKind;
@@ -160,13 +161,8 @@ fn clear_cache() {
 /// Counters and entries of every cache, summed up.
 #[pyfunction]
 fn cache_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let mut sums = [0_u64; 4];
     let mut entries = Vec::new();
     for cache in core::caches() {
-        let counts = cache.counts();
-        for (sum, count) in sums.iter_mut().zip([counts.hits, counts.misses, counts.refreshes, counts.failures]) {
-            *sum += count;
-        }
         let Some(cached) = cache.peek() else { continue };
         let entry = PyDict::new(py);
         entry.set_item("provider", cached.provider.name())?;
@@ -177,9 +173,11 @@ fn cache_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         entries.push(entry);
     }
     let info = PyDict::new(py);
-    for (name, sum) in ["hits", "misses", "refreshes", "failures"].into_iter().zip(sums) {
-        info.set_item(name, sum)?;
-    }
+    let counts = total_counts();
+    info.set_item("hits", counts.hits)?;
+    info.set_item("misses", counts.misses)?;
+    info.set_item("refreshes", counts.refreshes)?;
+    info.set_item("failures", counts.failures)?;
     info.set_item("entries", entries)?;
     Ok(info)
 }
