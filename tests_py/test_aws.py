@@ -6,8 +6,12 @@ import base64
 import json
 import logging
 import os
+import subprocess
+import sys
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -539,17 +543,78 @@ def test_the_agent_needs_both_variables(use_agent, missing) -> None:
     assert missing in error.message
 
 
-def test_a_fork_reads_for_itself(aws, use) -> None:
-    use()
-    assert headers_for(URL) == BEARER
+# The process
+
+
+def child_reads() -> bool:
+    """Whether a forked child gets the credential within 5 s."""
     child = os.fork()
     if child == 0:
         # Nothing of pytest may run in the child.
-        os._exit(0 if headers_for(URL) == BEARER else 1)
+        try:
+            os._exit(0 if headers_for(URL) == BEARER else 1)
+        finally:
+            os._exit(2)
     deadline = time.monotonic() + 5
     while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            return False
         time.sleep(0.01)
-    assert status[1] == 0
+    return status[1] == 0
+
+
+def test_a_fork_reads_for_itself(aws, use) -> None:
+    use()
+    assert headers_for(URL) == BEARER
+    assert child_reads()
     assert headers_for(URL) == BEARER
     assert aws.count("GetSecretValue") == 3
+
+
+def test_a_fork_in_the_middle_of_reads(aws, use) -> None:
+    use()
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            headers_for(URL)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        assert all(child_reads() for _ in range(10))
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_many_threads_cost_one_read(aws, use) -> None:
+    use(MLFLOW_AWS_TTL_SEC="300")
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(lambda _: headers_for(URL), range(64))) == [BEARER] * 64
+    assert aws.count("GetSecretValue") == 1
+
+
+def test_aws_takes_over_from_a_vault_that_is_down(use, caplog) -> None:
+    use(
+        MLFLOW_SECRETS_AUTH_ENABLE="vault,aws-secrets-manager",
+        VAULT_ADDR=f"http://127.0.0.1:{free_port()}",
+        VAULT_TOKEN="t",
+        MLFLOW_VAULT_SECRET_PATH="secret/mlflow/auth",
+    )
+    assert headers_for(URL) == BEARER
+    [record] = [r for r in caplog.records if getattr(r, "event", "") == "switched"]
+    assert record.levelname == "WARNING" and record.provider == "aws-secrets-manager"
+
+
+@pytest.mark.parametrize("command", ["info", "doctor"])
+def test_the_commands_show_no_secret(use, command) -> None:
+    use(AWS_SESSION_TOKEN="canary-token", AWS_EXTERNAL_ID="canary-id", MLFLOW_TRACKING_AUTH="mlflow_secrets_auth")
+    run = [sys.executable, "-m", "mlflow_secrets_auth", command, "--json"]
+    result = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert "canary" not in result.stdout + result.stderr
+    assert "abc" not in result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "aws-secrets-manager" in result.stdout
