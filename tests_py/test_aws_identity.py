@@ -342,6 +342,28 @@ def test_a_machine_without_a_role(use) -> None:
         assert "no role attached (HTTP 404)" in error.message
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "times"),
+    [
+        (Answer.json({"Code": "AssumeRoleUnauthorizedAccess", "Message": "canary"}), "aws.identity_refused", 1),
+        (Answer(500), "aws.identity_unreachable", 2),
+    ],
+)
+def test_a_metadata_service_that_has_a_role_and_does_not_give_it(use, answer, code, times) -> None:
+    def failing(request):
+        return answer if request.path.endswith("/instance-role") else metadata_service(request)
+
+    with Loopback(failing) as metadata:
+        use(
+            AWS_EC2_METADATA_DISABLED=None,
+            AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata.url,
+            MLFLOW_AWS_MAX_RETRIES="1",
+            **NO_KEYS,
+        )
+        assert failure().code == code
+        assert sum(request.path.endswith("/instance-role") for request in metadata.requests) == times
+
+
 def test_off_aws_the_error_comes_soon_and_lists_every_source(use) -> None:
     with Hanging() as metadata:
         use(

@@ -311,15 +311,12 @@ impl SignIn<'_> {
             return Err(own);
         }
         let status = transport.last_status();
-        let unanswered = is_unanswered(error);
-        if source == Source::Metadata && status.is_none_or(|status| status < 500 && status != 429) {
-            return Ok(Finding::Nothing(match status {
-                None => format!("no answer: {}", crate::http::reason(error)),
-                Some(404) => "the machine has no role attached (HTTP 404)".to_owned(),
-                Some(status) => format!("no credentials (HTTP {status})"),
-            }));
+        if source == Source::Metadata
+            && let Some(reason) = no_metadata(error, status)
+        {
+            return Ok(Finding::Nothing(reason));
         }
-        if unanswered {
+        if is_unanswered(error) {
             let failure = TransportFailure::of(error);
             return Err(unreachable(&self.where_from(source), failure, ErrorCode::AwsIdentityUnreachable));
         }
@@ -417,6 +414,17 @@ impl SignIn<'_> {
             }
             Source::Metadata => "check the role that is attached to the instance, and its trust in ec2.amazonaws.com".to_owned(),
         }
+    }
+}
+
+/// Why this is no machine of EC2 with a role, if it isn't one: nobody answers, or the answer says so. `status` is that of
+/// the last answer.
+fn no_metadata(error: &CredentialsError, status: Option<u16>) -> Option<String> {
+    match status {
+        None => Some(format!("no answer: {}", crate::http::reason(error))),
+        Some(404) => Some("the machine has no role attached (HTTP 404)".to_owned()),
+        Some(status @ (400..=407 | 410..=428)) => Some(format!("no credentials (HTTP {status})")),
+        Some(_) => None,
     }
 }
 
