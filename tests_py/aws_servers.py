@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import boto3
@@ -119,6 +120,38 @@ class Front(Loopback):
         answer = connection.getresponse()
         kept = {name: value for name, value in answer.getheaders() if name.lower() == "content-type"}
         return Answer(answer.status, kept, answer.read())
+
+
+class AwsLike(Loopback):
+    """A look-alike of Secrets Manager with the handles of ``VaultLike``. Tests of AWS itself use moto."""
+
+    def __init__(self) -> None:
+        super().__init__(self._answer)
+        self.fields: dict[str, Any] = {"token": "first"}
+        self.failure: Answer | None = None
+        self.before_read: Callable[[], None] | None = None
+
+    @property
+    def reads(self) -> int:
+        return sum(call_of(request).action == "GetSecretValue" for request in self.requests)
+
+    def settings(self, **more: str) -> dict[str, str]:
+        """The settings that read from here, without any other request than the read."""
+        return {
+            "MLFLOW_SECRETS_AUTH_ENABLE": "aws-secrets-manager",
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_REGION": REGION,
+            "MLFLOW_AWS_SECRET_NAME": "mlflow/auth",
+            "MLFLOW_AWS_RETRY_MODE": "standard",
+            **KEYS,
+            **more,
+        }
+
+    def _answer(self, request: Request) -> Answer:
+        fields = dict(self.fields)
+        if self.before_read:
+            self.before_read()
+        return self.failure or Answer.json({"Name": "mlflow/auth", "SecretString": json.dumps(fields)})
 
 
 def call_of(request: Request) -> Call:

@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from aws_fixtures import BEARER, URL, failure
 from aws_servers import KEYS, Hanging, Proxy, TlsFront, json_of, refusal
+from forks import child_gets
 from loopback import Answer, Loopback
 from mlflow_secrets_auth import cache_info, headers_for, refresh
 from mlflow_secrets_auth.config import enabled_providers
@@ -546,33 +546,6 @@ def test_the_agent_needs_both_variables(use_agent, missing) -> None:
 # The process
 
 
-def child_reads() -> bool:
-    """Whether a forked child gets the credential within 5 s."""
-    child = os.fork()
-    if child == 0:
-        # Nothing of pytest may run in the child.
-        try:
-            os._exit(0 if headers_for(URL) == BEARER else 1)
-        finally:
-            os._exit(2)
-    deadline = time.monotonic() + 5
-    while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() > deadline:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-            return False
-        time.sleep(0.01)
-    return status[1] == 0
-
-
-def test_a_fork_reads_for_itself(aws, use) -> None:
-    use()
-    assert headers_for(URL) == BEARER
-    assert child_reads()
-    assert headers_for(URL) == BEARER
-    assert aws.count("GetSecretValue") == 3
-
-
 def test_a_fork_in_the_middle_of_reads(aws, use) -> None:
     use()
     done = threading.Event()
@@ -584,17 +557,10 @@ def test_a_fork_in_the_middle_of_reads(aws, use) -> None:
     thread = threading.Thread(target=read)
     thread.start()
     try:
-        assert all(child_reads() for _ in range(10))
+        assert all(child_gets(URL, BEARER) for _ in range(10))
     finally:
         done.set()
         thread.join()
-
-
-def test_many_threads_cost_one_read(aws, use) -> None:
-    use(MLFLOW_AWS_TTL_SEC="300")
-    with ThreadPoolExecutor(32) as pool:
-        assert list(pool.map(lambda _: headers_for(URL), range(64))) == [BEARER] * 64
-    assert aws.count("GetSecretValue") == 1
 
 
 def test_aws_takes_over_from_a_vault_that_is_down(use, caplog) -> None:
