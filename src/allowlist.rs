@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use crate::origin::{Origin, Scheme, normal_host};
+use crate::origin::{Origin, Scheme, normal_host, parse_port};
 
 /// One entry of the allowlist: `[scheme://]host[:port]`, where what is left out is not restricted.
 ///
@@ -129,10 +129,7 @@ fn split_port(rest: &str) -> Result<(String, Option<u16>), String> {
     if port.ends_with(']') {
         return Ok((rest.to_owned(), None));
     }
-    match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok((host.to_owned(), Some(port))),
-        _ => Err("its port is not a number from 1 to 65535".to_owned()),
-    }
+    parse_port(port).map(|port| (host.to_owned(), Some(port))).map_err(str::to_owned)
 }
 
 /// What the allowlist says about an origin.

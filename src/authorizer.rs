@@ -85,7 +85,7 @@ impl Authorizer {
         let permits_http = match access.allowlist.as_ref().map(|allowlist| allowlist.verdict(origin)) {
             Some(Verdict::Allowed { permits_http, .. }) => permits_http,
             Some(Verdict::NotAllowed { .. }) => return Decision::NotAllowed,
-            None if own().iter().any(|url| Origin::of(url).is_ok_and(|own| own == *origin)) => false,
+            None if own().iter().any(|url| Origin::of_setting(url).is_ok_and(|own| own == *origin)) => false,
             None => return Decision::NotAllowed,
         };
         if origin.scheme() == Scheme::Https || origin.is_loopback() || permits_http || access.allow_http {

@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Fetch,
     /// The secret was read, but is not a usable credential: `SecretFormatError`.
     Format,
+    /// The MLflow server did not take the credential: `CredentialRejectedError`.
+    Rejected,
 }
 
 impl ErrorKind {
@@ -28,6 +30,7 @@ impl ErrorKind {
             Self::HostNotAllowed => "HostNotAllowedError",
             Self::Fetch => "SecretFetchError",
             Self::Format => "SecretFormatError",
+            Self::Rejected => "CredentialRejectedError",
         }
     }
 }
@@ -90,6 +93,10 @@ error_codes! {
     /// The host is not on the allowlist. (A request to such a host goes on without our header; this code is for the
     /// commands and functions that need a yes.)
     HostNotAllowed = "host.not_allowed", HostNotAllowed;
+    /// The server, or a proxy in front of it, answered an API request by sending a browser to log in: a redirect to
+    /// another origin or to a login path, or a page instead of JSON. The credential was fetched again, and that did not
+    /// help. Nothing was sent to where the redirect leads. Known elsewhere as "not valid JSON".
+    TrackingLoginPage = "tracking.login_page", Rejected;
     /// The credential could not be fetched within `MLFLOW_SECRETS_TIMEOUT_SEC`.
     FetchTimeout = "fetch.timeout", Fetch;
     /// The wait for the credential was ended from outside, for example by Ctrl-C.

@@ -25,12 +25,15 @@ impl AuthHeaders {
     ///
     /// # Errors
     /// [`ErrorCode::SecretReservedHeader`] for a header of the connection, [`ErrorCode::SecretInvalidHeader`] for a name
-    /// that is not a token or a value with CR, LF, NUL, another control character or a character beyond Latin-1. The
-    /// value is never part of the error.
+    /// that is not a token, a name that is given twice (case does not matter), or a value with CR, LF, NUL, another
+    /// control character or a character beyond Latin-1. The value is never part of the error.
     pub fn many(headers: Vec<(String, SecretString)>) -> Result<Self> {
-        for (name, value) in &headers {
+        for (index, (name, value)) in headers.iter().enumerate() {
             check_name(name)?;
             check_value(name, value.expose())?;
+            if headers[..index].iter().any(|(before, _)| before.eq_ignore_ascii_case(name)) {
+                return Err(twice(name));
+            }
         }
         Ok(Self(headers))
     }
@@ -78,6 +81,14 @@ fn check_name(name: &str) -> Result<()> {
         "the secret's `headers` hold a name that can't be a header's name",
         "use letters, digits and hyphens",
     ))
+}
+
+fn twice(name: &str) -> Error {
+    Error::new(
+        ErrorCode::SecretInvalidHeader,
+        format!("the secret's `headers` set {name} twice; upper and lower case are the same there"),
+        "keep one of them",
+    )
 }
 
 fn check_value(name: &str, value: &str) -> Result<()> {

@@ -56,6 +56,24 @@ impl Origin {
         Self::parse(url).map_err(|reason| refused(url, reason))
     }
 
+    /// As [`of`](Self::of), for a URL that a user wrote and `requests` has not prepared: its host may have letters beyond
+    /// ASCII.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub fn of_setting(url: &str) -> Result<Self> {
+        let Some((scheme, rest)) = url.split_once("://") else { return Self::of(url) };
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if authority.is_ascii() {
+            return Self::of(url);
+        }
+        let (host, port) = authority.split_at(authority.rfind(':').unwrap_or(authority.len()));
+        match idna::domain_to_ascii_strict(host) {
+            Ok(host) => Self::of(&format!("{scheme}://{host}{port}{path}")),
+            Err(_) => Self::of(url),
+        }
+    }
+
     fn parse(url: &str) -> std::result::Result<Self, &'static str> {
         if url.bytes().any(|b| b <= b' ' || b == 0x7f) {
             return Err("it holds a space or a control character");
@@ -149,7 +167,8 @@ fn split_port(authority: &str) -> std::result::Result<(&str, Option<&str>), &'st
     }
 }
 
-fn parse_port(text: &str) -> std::result::Result<u16, &'static str> {
+/// A port in its plain form.
+pub(crate) fn parse_port(text: &str) -> std::result::Result<u16, &'static str> {
     // "host:" means the default port to some parsers and nothing to others; "+80" and "080" are numbers to Python.
     if text.is_empty() || text.len() > 5 || text.starts_with('0') || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err("its port is not a number from 1 to 65535");

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow_secrets_auth.auth import SecretsAuth
     from mlflow_secrets_auth.errors import (
         ConfigurationError,
+        CredentialRejectedError,
         HostNotAllowedError,
         SecretFetchError,
         SecretFormatError,
@@ -27,6 +28,7 @@ __all__ = [
     "CacheEntry",
     "CacheInfo",
     "ConfigurationError",
+    "CredentialRejectedError",
     "HostNotAllowedError",
     "SecretFetchError",
     "SecretFormatError",
@@ -45,6 +47,7 @@ _HOMES = {
     "CacheEntry": "api",
     "CacheInfo": "api",
     "ConfigurationError": "errors",
+    "CredentialRejectedError": "errors",
     "HostNotAllowedError": "errors",
     "SecretFetchError": "errors",
     "SecretFormatError": "errors",

@@ -1,10 +1,11 @@
-"""The ``requests`` side: set the header, and on 401 or 403 try once more with a newer credential.
+"""The ``requests`` side: set the header, and on 401, 403 or a login page try once more with a newer credential.
 
 The way of a request, and of its redirects, through ``requests``:
 
 - ``SecretsAuth.__call__`` gets the prepared request, and only once: not again for the hops of a redirect.
 - The response hook runs on every hop, before ``requests`` copies that hop's request to make the next one. So this is where
-  our headers are taken off when the next hop leads to another origin; ``requests`` itself strips ``Authorization`` only.
+  our headers, and the hook itself, are taken off when the next hop leads to another origin; ``requests`` itself strips
+  ``Authorization`` only.
 - After a resend in the hook, ``requests`` builds the next hop from the original request, not from the one that was resent.
   So whatever is changed on one is changed on both.
 """
@@ -12,7 +13,7 @@ The way of a request, and of its redirects, through ``requests``:
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from requests.auth import AuthBase
 from requests.cookies import extract_cookies_to_jar
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from requests import PreparedRequest, Response
 
 _DENIED = (401, 403)
+#: What MLflow's API has in its paths. There, an answer for browsers means that the credential was not accepted.
+_API_PATHS = ("/api/", "/ajax-api/", "/v1/traces")
+_LOGIN_WORDS = ("login", "signin", "oauth2", "authorize")
 
 
 class SecretsAuth(AuthBase):
@@ -43,6 +47,7 @@ class SecretsAuth(AuthBase):
         HostNotAllowedError: The credential would go over plain http, which is not permitted for that host.
         SecretFetchError: The credential can't be fetched.
         SecretFormatError: What is stored is not a usable credential.
+        CredentialRejectedError: An MLflow server answered its API with a login page.
     """
 
     _own_request = True
@@ -110,76 +115,126 @@ class _Grant:
         for name, value in self.headers:
             request.headers[name] = value
 
-    def take_off(self, request: PreparedRequest) -> None:
-        """Removes our headers where the request still has them with our values."""
-        for name, value in self.headers:
-            if request.headers.get(name) == value:
-                del request.headers[name]
-
     def is_on(self, request: PreparedRequest) -> bool:
         return all(request.headers.get(name) == value for name, value in self.headers)
 
     def _on_response(self, response: Response, **kwargs: Any) -> Response:
-        request = response.request
-        if response.status_code in _DENIED:
-            return self._after_denial(response, kwargs)
-        if response.is_redirect:
-            self._before_redirect(response, request)
+        if response.status_code in _DENIED or _asks_to_log_in(response):
+            response = self._after_denial(response, kwargs)
+            if _asks_to_log_in(response):
+                response.close()
+                raise _login_page(response)
+        elif response.is_redirect:
+            self._before_redirect(response, response.request)
         return response
 
     def _before_redirect(self, response: Response, *requests: PreparedRequest) -> None:
-        """Takes our headers off before they would cross to another origin."""
-        target = urljoin(response.url, _location(response))
-        if not _core.keeps_credential(response.url, target):
-            for request in requests:
-                self.take_off(request)
+        """Lets go of the request where its next hop leads to another origin, for good: not even a way back brings us in."""
+        if _core.keeps_credential(response.url, _next_url(response)):
+            return
+        for request in requests:
+            # Whatever stands there now: ours, or what requests put in its place for this origin.
+            for name, _ in self.headers:
+                request.headers.pop(name, None)
+            self._hand_over(request, None)
+
+    def _hand_over(self, request: PreparedRequest, hook: Any) -> None:
+        """Puts ``hook`` in the place of ours. The dictionary is replaced, because requests is walking through it."""
+        hooks = [hook if known == self.on_response else known for known in request.hooks["response"]]
+        request.hooks = {**request.hooks, "response": [known for known in hooks if known is not None]}
 
     def _after_denial(self, response: Response, kwargs: dict[str, Any]) -> Response:
-        """Asks for a newer credential, and sends the request again with it: once, and only if that can be done faithfully."""
-        request = response.request
-        if not self._is_ours(response) or not _can_be_resent(request) or not hasattr(response, "connection"):
+        """The answer to the same request with a newer credential; ``response`` where there is none, or where the request
+        can't be repeated faithfully."""
+        request, core = response.request, self._auth._core
+        if not _core.keeps_credential(self.origin, response.url):
             return response
         if self.is_on(request):
-            newer = self._auth._core.denied(response.url, self.generation, response.status_code)
+            newer = core.denied(self.origin, self.generation, _denial(response))
         else:
             # A redirect hop on which something else (netrc) took the place of our header: nothing of ours was rejected.
-            newer = self._auth._core.authorize(response.url)
-        if newer is None or not _rewind(request):
+            newer = core.authorize(self.origin)
+        if newer is None or not hasattr(response, "connection") or not _rewind(request):
             return response
         again = _resend(response, newer, kwargs)
-        if again.status_code in _DENIED and newer.is_on(again.request):
-            self._auth._core.denied_when_new(again.url, newer.generation, again.status_code)
+        if again.status_code in _DENIED or _asks_to_log_in(again):
+            core.denied_when_new(self.origin, newer.generation, _denial(again))
         # The next hop is built from the original request.
         newer.put_on(request)
+        self._hand_over(request, newer.on_response)
         if again.is_redirect:
-            newer._before_redirect(again, again.request, request)
+            newer._before_redirect(again, request, again.request)
         return again
 
-    def _is_ours(self, response: Response) -> bool:
-        """Whether the answer comes from the origin that this grant is for, or that origin's own https."""
-        origin = self.origin
-        return _core.keeps_credential(origin, response.url)
+
+def _next_url(response: Response) -> str:
+    """Where requests would go next; empty where that can't be told."""
+    try:
+        # As requests decodes it: header bytes came in as Latin-1 and are meant as UTF-8.
+        location = response.headers["location"].encode("latin1").decode("utf-8", "replace")
+        return urljoin(response.url, location)
+    except ValueError:
+        return ""
 
 
-def _location(response: Response) -> str:
-    # As requests decodes it: header bytes came in as Latin-1 and are meant as UTF-8.
-    return response.headers["location"].encode("latin1").decode("utf-8", "replace")
-
-
-def _can_be_resent(request: PreparedRequest) -> bool:
-    body = request.body
-    if body is None or isinstance(body, (bytes, str)):
+def _asks_to_log_in(response: Response) -> bool:
+    """Whether an API request was answered in the way that sends a browser to log in."""
+    if response.status_code == 200:
+        if not response.headers.get("content-type", "").lower().startswith("text/html"):
+            return False
+        # MLflow sends artifacts that are pages as attachments.
+        return _is_api(urlsplit(response.url).path) and "content-disposition" not in response.headers
+    if not response.is_redirect:
+        return False
+    path = urlsplit(response.url).path
+    if not _is_api(path):
+        return False
+    target = _next_url(response)
+    if not _core.keeps_credential(response.url, target):
         return True
-    return isinstance(request._body_position, int) and hasattr(body, "seek")
+    # A word that was there before the redirect (an artifact's name) says nothing.
+    before, after = path.lower(), urlsplit(target).path.lower()
+    return any(word in after and word not in before for word in _LOGIN_WORDS)
+
+
+def _is_api(path: str) -> bool:
+    return any(mark in path for mark in _API_PATHS)
+
+
+def _denial(response: Response) -> int:
+    """What the answer means in terms of the two ways to say no: a login page is a 401 in disguise."""
+    return 403 if response.status_code == 403 else 401
+
+
+def _login_page(response: Response) -> Exception:
+    from mlflow_secrets_auth.errors import ConfigurationError, CredentialRejectedError
+
+    what = f"a page (HTTP {response.status_code})"
+    if response.is_redirect:
+        try:
+            what = f"a redirect to {_core.origin(_next_url(response))} (HTTP {response.status_code})"
+        except ConfigurationError:
+            what = f"a redirect to a malformed URL (HTTP {response.status_code})"
+    return CredentialRejectedError(
+        "tracking.login_page",
+        f"{_core.origin(response.url)} did not take the credential: it answered an API request with {what},"
+        " as for a browser that has to log in",
+        "check that the stored credential is one that the server's API accepts, and what a proxy in front of it expects;"
+        f" `mlflow-secrets-auth doctor --dry-run {_core.origin(response.url)}` tries it",
+    )
 
 
 def _rewind(request: PreparedRequest) -> bool:
+    """Whether the body can be sent again from where it began; a stream is put back there."""
     body = request.body
     if body is None or isinstance(body, (bytes, str)):
         return True
+    if not isinstance(request._body_position, int):
+        return False
     try:
         body.seek(request._body_position)  # type: ignore[attr-defined]
-    except (OSError, ValueError):
+    except Exception:
+        # Whatever a body of the user's own making raises: then the server's answer is the better news.
         return False
     return True
 

@@ -41,5 +41,9 @@ class SecretFetchError(SecretsAuthError):
     """The secret could not be read from any enabled backend."""
 
 
+class CredentialRejectedError(SecretsAuthError):
+    """The server did not take the credential, and did not say so plainly: it answered with a login page."""
+
+
 class SecretFormatError(SecretsAuthError):
     """The secret was read, but is not a usable credential."""

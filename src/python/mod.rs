@@ -4,7 +4,9 @@ mod authorizer;
 mod environment;
 mod journal;
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -20,6 +22,8 @@ use crate::settings::{Reader, Settings, enabled_providers};
 use crate::{authorizer as core, doctor};
 
 static EXITING: AtomicBool = AtomicBool::new(false);
+/// How long a thread that returns to an interpreter whose exit handlers run watches it first.
+const EXIT_GRACE: Duration = Duration::from_millis(50);
 
 /// The Python exception for an error: `mlflow_secrets_auth.errors.<class>(code, message, hint)`.
 fn exception(py: Python<'_>, error: &Error) -> PyErr {
@@ -41,7 +45,7 @@ fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::
     let result = py.detach(|| {
         let interrupted = || {
             if EXITING.load(Ordering::Acquire) && !on_main_thread {
-                return true;
+                return is_finalizing();
             }
             // Only the main thread runs signal handlers.
             on_main_thread
@@ -52,11 +56,7 @@ fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::
         };
         let result = work(&interrupted);
         if EXITING.load(Ordering::Acquire) && !on_main_thread {
-            // The interpreter is going away. Python would end this thread on its way back in, and before 3.14 does so
-            // by unwinding through our frames, which aborts the process. So it does not come back.
-            loop {
-                std::thread::park();
-            }
+            return_only_to_a_living_interpreter();
         }
         result
     });
@@ -67,6 +67,46 @@ fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::
     result.map_err(|error| exception(py, &error))
 }
 
+/// Never returns where the interpreter goes away: Python would end this thread on its way back in, and before 3.14 does so
+/// by unwinding through our frames, which aborts the process.
+///
+/// The interpreter lives on while other exit handlers run, and one of them may wait for this thread, as the handlers of
+/// MLflow's asynchronous logging do. So the thread goes back once it has seen for a while that nothing ends.
+fn return_only_to_a_living_interpreter() {
+    let since = Instant::now();
+    while since.elapsed() < EXIT_GRACE {
+        if is_finalizing() {
+            loop {
+                std::thread::park();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether the interpreter has begun to take itself apart; needs no interpreter lock.
+fn is_finalizing() -> bool {
+    #[cfg(unix)]
+    {
+        type Question = unsafe extern "C" fn() -> std::ffi::c_int;
+        static ASK: LazyLock<Option<Question>> = LazyLock::new(|| {
+            // Public since Python 3.13; before, the same function had a private name.
+            [c"Py_IsFinalizing", c"_Py_IsFinalizing"].into_iter().find_map(|name| {
+                // SAFETY: looks up a symbol of this process by a constant name.
+                let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+                // SAFETY: both functions are `int f(void)`, and the interpreter's code stays loaded.
+                (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut libc::c_void, Question>(found) })
+            })
+        });
+        // SAFETY: the function reads one atomic.
+        if let Some(ask) = *ASK {
+            return unsafe { ask() } != 0;
+        }
+    }
+    // Where nobody tells, the first sign counts.
+    EXITING.load(Ordering::Acquire)
+}
+
 fn is_main_thread(py: Python<'_>) -> bool {
     let ask = || {
         let threading = py.import("threading")?;
@@ -75,7 +115,7 @@ fn is_main_thread(py: Python<'_>) -> bool {
     ask().unwrap_or(false)
 }
 
-/// Called at interpreter exit: threads in the middle of a fetch stay where they are.
+/// Called at interpreter exit: from now on, threads that come out of a fetch look whether there is somewhere to go.
 #[pyfunction]
 fn _exiting() {
     EXITING.store(true, Ordering::Release);
