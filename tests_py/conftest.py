@@ -29,10 +29,17 @@ def bao(server_folder: Path) -> Iterator[OpenBao]:
         yield server
 
 
+class OpenMinded(MlflowServer):
+    """Lets experiments keep their artifacts on other http servers, as older MLflow does by itself."""
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES": "http"}
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(server_folder: Path) -> Iterator[MlflowServer]:
     """A real MLflow server that enforces authentication."""
-    with MlflowServer(server_folder) as server:
+    with OpenMinded(server_folder) as server:
         yield server
 
 
@@ -62,6 +69,26 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Configure:
                 monkeypatch.setenv(name, value)
 
     return apply
+
+
+@pytest.fixture
+def signed_in(bao: OpenBao, mlflow_server: MlflowServer, configure: Configure) -> MlflowServer:
+    """The real MLflow server, and the settings of a user whose credential for it is in OpenBao."""
+    import mlflow
+
+    bao.put_secret("signed-in/mlflow", username=mlflow_server.user, password=mlflow_server.password)
+    configure(
+        MLFLOW_TRACKING_URI=mlflow_server.url,
+        MLFLOW_TRACKING_AUTH="mlflow_secrets_auth",
+        MLFLOW_SECRETS_AUTH_ENABLE="vault",
+        VAULT_ADDR=bao.url,
+        VAULT_TOKEN=bao.root_token,
+        MLFLOW_VAULT_SECRET_PATH="secret/signed-in/mlflow",
+        MLFLOW_VAULT_AUTH_MODE="basic",
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+    )
+    mlflow.set_tracking_uri(mlflow_server.url)
+    return mlflow_server
 
 
 @pytest.fixture

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
 
 
 @dataclass
@@ -104,6 +109,11 @@ class Loopback(AbstractContextManager["Loopback"]):
         self.other_url = f"http://localhost:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
+    def secure(self, context: ssl.SSLContext) -> None:
+        """Speaks TLS from now on. For use before the server starts."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"https://127.0.0.1:{self.port}"
+
     def header(self, name: str) -> list[str | None]:
         """The values of one header, request by request."""
         return [request.headers.get(name.lower()) for request in self.requests]
@@ -129,10 +139,15 @@ class VaultLike(Loopback):
         self.failure: Answer | None = None
         self.lease = 0
         self.before_read: Callable[[], None] | None = None
+        self._minting: tuple[str, int] | None = None
 
     @property
     def reads(self) -> int:
         return sum(request.path.startswith("/v1/secret/data/") for request in self.requests)
+
+    def mint(self, name: str = "token") -> None:
+        """From now on every read gives another token: ``<name>-1``, ``<name>-2``, …"""
+        self._minting = (name, self.reads)
 
     def settings(self, **more: str) -> dict[str, str]:
         """The settings that read from here, without any other request than the read."""
@@ -148,6 +163,9 @@ class VaultLike(Loopback):
 
     def _answer(self, request: Request) -> Answer:
         fields = dict(self.fields)
+        if self._minting:
+            name, before = self._minting
+            fields = {"token": f"{name}-{self.reads - before}"}
         if self.before_read:
             self.before_read()
         if self.failure:
@@ -163,3 +181,32 @@ class VaultLike(Loopback):
             "data": {"data": fields, "metadata": {"version": 1}},
         }
         return Answer.json(envelope)
+
+
+class Rerouted(HTTPAdapter):
+    """Sends requests for any host to loopback servers: by ``host[:port]`` as it stands in the URL, else to ``default``.
+
+    So tests can use any name, port and scheme without DNS, certificates or privileges.
+    """
+
+    def __init__(self, default: Loopback, by_authority: dict[str, Loopback] | None = None) -> None:
+        super().__init__()
+        self._default = default
+        self._by_authority = by_authority or {}
+
+    def get_connection_with_tls_context(
+        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        return self.get_connection(request.url)
+
+    def get_connection(self, url: Any, proxies: Any = None) -> Any:
+        """The way of requests before 2.32."""
+        server = self._by_authority.get(urlsplit(url).netloc, self._default)
+        return self.poolmanager.connection_from_url(server.url)
+
+    def session(self) -> requests.Session:
+        """A session that uses this adapter for everything."""
+        session = requests.Session()
+        session.mount("http://", self)
+        session.mount("https://", self)
+        return session

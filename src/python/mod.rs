@@ -4,10 +4,6 @@ mod authorizer;
 mod environment;
 mod journal;
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -21,10 +17,6 @@ use crate::settings::variables::{ALL, Section};
 use crate::settings::{Reader, Settings, enabled_providers};
 use crate::{authorizer as core, doctor};
 
-static EXITING: AtomicBool = AtomicBool::new(false);
-/// How long a thread that returns to an interpreter whose exit handlers run watches it first.
-const EXIT_GRACE: Duration = Duration::from_millis(50);
-
 /// The Python exception for an error: `mlflow_secrets_auth.errors.<class>(code, message, hint)`.
 fn exception(py: Python<'_>, error: &Error) -> PyErr {
     let make = || {
@@ -37,6 +29,9 @@ fn exception(py: Python<'_>, error: &Error) -> PyErr {
 /// Runs `work` with the interpreter released, so that other Python threads go on, and with an interrupt that lets
 /// Ctrl-C through. Afterwards the log records made meanwhile are emitted, on this thread.
 ///
+/// When the interpreter exits meanwhile, a daemon thread stays in here: Python before 3.14 would end it by unwinding
+/// through our frames on its way back in, and PyO3 parks it instead. The thread touches nothing of Python until then.
+///
 /// # Errors
 /// What a signal handler raised (`KeyboardInterrupt`), else the exception for the work's own error.
 fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::Result<T> + Send) -> PyResult<T> {
@@ -44,9 +39,6 @@ fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::
     let raised = std::sync::Mutex::new(None);
     let result = py.detach(|| {
         let interrupted = || {
-            if EXITING.load(Ordering::Acquire) && !on_main_thread {
-                return is_finalizing();
-            }
             // Only the main thread runs signal handlers.
             on_main_thread
                 && Python::attach(|py| match py.check_signals() {
@@ -54,11 +46,7 @@ fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::
                     Err(error) => raised.lock().map(|mut slot| *slot = Some(error)).is_ok(),
                 })
         };
-        let result = work(&interrupted);
-        if EXITING.load(Ordering::Acquire) && !on_main_thread {
-            return_only_to_a_living_interpreter();
-        }
-        result
+        work(&interrupted)
     });
     journal::emit(py);
     if let Some(error) = raised.into_inner().unwrap_or_default() {
@@ -67,58 +55,12 @@ fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::
     result.map_err(|error| exception(py, &error))
 }
 
-/// Never returns where the interpreter goes away: Python would end this thread on its way back in, and before 3.14 does so
-/// by unwinding through our frames, which aborts the process.
-///
-/// The interpreter lives on while other exit handlers run, and one of them may wait for this thread, as the handlers of
-/// MLflow's asynchronous logging do. So the thread goes back once it has seen for a while that nothing ends.
-fn return_only_to_a_living_interpreter() {
-    let since = Instant::now();
-    while since.elapsed() < EXIT_GRACE {
-        if is_finalizing() {
-            loop {
-                std::thread::park();
-            }
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Whether the interpreter has begun to take itself apart; needs no interpreter lock.
-fn is_finalizing() -> bool {
-    #[cfg(unix)]
-    {
-        type Question = unsafe extern "C" fn() -> std::ffi::c_int;
-        static ASK: LazyLock<Option<Question>> = LazyLock::new(|| {
-            // Public since Python 3.13; before, the same function had a private name.
-            [c"Py_IsFinalizing", c"_Py_IsFinalizing"].into_iter().find_map(|name| {
-                // SAFETY: looks up a symbol of this process by a constant name.
-                let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-                // SAFETY: both functions are `int f(void)`, and the interpreter's code stays loaded.
-                (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut libc::c_void, Question>(found) })
-            })
-        });
-        // SAFETY: the function reads one atomic.
-        if let Some(ask) = *ASK {
-            return unsafe { ask() } != 0;
-        }
-    }
-    // Where nobody tells, the first sign counts.
-    EXITING.load(Ordering::Acquire)
-}
-
 fn is_main_thread(py: Python<'_>) -> bool {
     let ask = || {
         let threading = py.import("threading")?;
         threading.call_method0("main_thread")?.getattr("ident")?.eq(threading.call_method0("get_ident")?)
     };
     ask().unwrap_or(false)
-}
-
-/// Called at interpreter exit: from now on, threads that come out of a fetch look whether there is somewhere to go.
-#[pyfunction]
-fn _exiting() {
-    EXITING.store(true, Ordering::Release);
 }
 
 /// What `mlflow-secrets-auth info` shows of the core, as JSON. No network.
@@ -250,10 +192,8 @@ fn error_codes() -> Vec<(&'static str, &'static str, &'static str)> {
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    let py = module.py();
     crate::runtime::watch_forks();
     journal::install();
-    py.import("atexit")?.call_method1("register", (wrap_pyfunction!(_exiting, module)?,))?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<authorizer::Authorizer>()?;
     module.add_function(wrap_pyfunction!(info, module)?)?;
