@@ -13,10 +13,11 @@ The way of a request, and of its redirects, through ``requests``:
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlparse, urlsplit
 
 from requests.auth import AuthBase
 from requests.cookies import extract_cookies_to_jar
+from requests.utils import requote_uri
 
 from mlflow_secrets_auth import _core
 
@@ -168,13 +169,24 @@ class _Grant:
 
 
 def _next_url(response: Response) -> str:
-    """Where requests would go next; empty where that can't be told."""
+    """Where requests would go next; empty where that can't be told for certain.
+
+    The standard's way and the way of requests differ on some locations: ``////evil.example`` is a path to the former, and
+    another host to the latter.
+    """
     try:
         # As requests decodes it: header bytes came in as Latin-1 and are meant as UTF-8.
         location = response.headers["location"].encode("latin1").decode("utf-8", "replace")
-        return urljoin(response.url, location)
+        by_the_standard = urljoin(response.url, location)
+        if location.startswith("//"):
+            location = f"{urlsplit(response.url).scheme}:{location}"
+        parts = urlparse(location)
+        by_requests = requote_uri(parts.geturl())
+        if not parts.netloc:
+            by_requests = urljoin(response.url, by_requests)
     except ValueError:
         return ""
+    return by_requests if _core.keeps_credential(by_the_standard, by_requests) else ""
 
 
 def _asks_to_log_in(response: Response) -> bool:
