@@ -194,9 +194,7 @@ class Rerouted(HTTPAdapter):
         self._default = default
         self._by_authority = by_authority or {}
 
-    def get_connection_with_tls_context(
-        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
-    ) -> Any:
+    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
         return self.get_connection(request.url)
 
     def get_connection(self, url: Any, proxies: Any = None) -> Any:

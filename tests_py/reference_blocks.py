@@ -100,9 +100,15 @@ BLOCKS = [
     ),
     configuration("Authentication headers", VAULT, MLFLOW_AUTH_HEADER_NAME="X-MLflow-Auth"),
     configuration("Logging", VAULT, MLFLOW_SECRETS_LOG_LEVEL="INFO"),
-    configuration("Vault authentication, token", VAULT, VAULT_ADDR="https://vault.company.com", VAULT_TOKEN="hvs.XXXXXXXXXXXXXXXX"),
     configuration(
-        "Vault authentication, AppRole", VAULT, VAULT_TOKEN="", VAULT_ROLE_ID="role-id-value", VAULT_SECRET_ID="secret-id-value"
+        "Vault authentication, token", VAULT, VAULT_ADDR="https://vault.company.com", VAULT_TOKEN="hvs.XXXXXXXXXXXXXXXX"
+    ),
+    configuration(
+        "Vault authentication, AppRole",
+        VAULT,
+        VAULT_TOKEN="",
+        VAULT_ROLE_ID="role-id-value",
+        VAULT_SECRET_ID="secret-id-value",
     ),
     configuration("Vault secret path", VAULT, MLFLOW_VAULT_SECRET_PATH="secret/mlflow/auth"),
     configuration("Vault secret path, explicit", VAULT, MLFLOW_VAULT_SECRET_PATH="secret/data/mlflow/auth"),
@@ -128,7 +134,9 @@ BLOCKS = [
         AWS_ROLE_ARN="arn:aws:iam::123456789012:role/MLflowRole",
         AWS_ROLE_SESSION_NAME="mlflow-session",
     ),
-    configuration("AWS secret, name", AWS, MLFLOW_AWS_SECRET_NAME="mlflow/auth", MLFLOW_AWS_SECRET_VERSION="AWSCURRENT"),
+    configuration(
+        "AWS secret, name", AWS, MLFLOW_AWS_SECRET_NAME="mlflow/auth", MLFLOW_AWS_SECRET_VERSION="AWSCURRENT"
+    ),
     configuration(
         "AWS secret, ARN",
         AWS,

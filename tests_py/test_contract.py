@@ -127,7 +127,7 @@ def test_c2_importing_and_constructing_do_nothing(environment: str) -> None:
 
 def test_c2_no_native_thread_either() -> None:
     """C2: neither does the core start a thread that Python does not see. (Without MLflow, which has some.)"""
-    count = "len(os.listdir('/proc/self/task')) if sys.platform == 'linux' else threading.active_count()"
+    count = "(len(os.listdir('/proc/self/task')) if sys.platform == 'linux' else threading.active_count())"
     code = (
         "import os, sys, threading, requests\n"
         f"before = {count}\n"
@@ -308,7 +308,9 @@ def test_c6_every_call_of_the_client_carries_the_credential(
         mlflow.log_artifact(str(big), "folder")
     run_id = run.info.run_id
     assert [a.path for a in client.list_artifacts(run_id, "folder")] == ["folder/big.bin"]
-    downloaded = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="folder/big.bin", dst_path=str(tmp_path / "d"))
+    downloaded = mlflow.artifacts.download_artifacts(
+        run_id=run_id, artifact_path="folder/big.bin", dst_path=str(tmp_path / "d")
+    )
     assert Path(downloaded).read_bytes() == big.read_bytes()
     repository = mlflow.store.artifact.artifact_repository_registry.get_artifact_repository(run.info.artifact_uri)
     repository.delete_artifacts("folder")

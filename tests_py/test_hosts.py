@@ -30,7 +30,9 @@ def saw_nothing_of_ours(server: Loopback) -> bool:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "mlflow_secrets_auth.auth" and r.levelno == logging.WARNING]
+    return [
+        r.getMessage() for r in caplog.records if r.name == "mlflow_secrets_auth.auth" and r.levelno == logging.WARNING
+    ]
 
 
 # H1
@@ -38,9 +40,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def artifact_server(loopback: Loopback) -> None:
     """Answers as MLflow's artifact service does: a listing, and a file's text."""
-    loopback.rule = lambda request: (
-        Answer.json({"files": []}) if "?" in request.path else Answer(body=b"foreign text")
-    )
+    loopback.rule = lambda request: Answer.json({"files": []}) if "?" in request.path else Answer(body=b"foreign text")
 
 
 def test_h1_an_artifact_url_on_another_host(
@@ -89,9 +89,7 @@ def test_h1_the_registry_has_an_origin_of_its_own(
     assert set(second_loopback.header("Authorization")) == {"Bearer first"}
 
 
-def test_h1_the_allowlist_decides_alone(
-    vault_like: VaultLike, loopback: Loopback, configure: Configure
-) -> None:
+def test_h1_the_allowlist_decides_alone(vault_like: VaultLike, loopback: Loopback, configure: Configure) -> None:
     """H1: an allowlist that does not name the tracking server keeps the credential from it."""
     configure(
         vault_like.settings(
@@ -255,7 +253,9 @@ def test_h2_the_one_exception_is_the_same_hosts_own_https(
     assert second_loopback.header(header) == [current, current.replace("first", "second")]
 
 
-@pytest.mark.parametrize("location", ["https://[mlflow.example.com/", "https://mlflow.example.com\\@other.example.com/"])
+@pytest.mark.parametrize(
+    "location", ["https://[mlflow.example.com/", "https://mlflow.example.com\\@other.example.com/"]
+)
 def test_h2_a_location_that_can_not_be_read_for_certain_gets_nothing(
     vault_like: VaultLike, loopback: Loopback, configure: Configure, location: str
 ) -> None:
@@ -302,9 +302,7 @@ def test_h4_hosts_are_normalised_before_matching(
 
 
 @pytest.mark.parametrize("url", ["https://[fe80::1%25lo]/", "https://[fe80::1%lo]/", "https://[::1%251]/"])
-def test_h4_zone_ids_are_refused(
-    vault_like: VaultLike, loopback: Loopback, configure: Configure, url: str
-) -> None:
+def test_h4_zone_ids_are_refused(vault_like: VaultLike, loopback: Loopback, configure: Configure, url: str) -> None:
     """H4: even where everything is allowed, and before anything is sent."""
     configure(vault_like.settings(MLFLOW_SECRETS_ALLOWED_HOSTS="*"))
     with pytest.raises(ConfigurationError) as caught:
@@ -367,7 +365,12 @@ def test_h6_an_origin_that_is_not_allowed(
     """H6: the request goes on with what MLflow put there itself; one WARNING per host; no backend call."""
     configure(vault_like.settings(MLFLOW_SECRETS_ALLOWED_HOSTS="mlflow.example.com"))
     session, auth = Rerouted(loopback).session(), SecretsAuth()
-    for url in ("https://a.example.com/1", "https://a.example.com/2", "http://a.example.com:81/3", "https://b.example.com/"):
+    for url in (
+        "https://a.example.com/1",
+        "https://a.example.com/2",
+        "http://a.example.com:81/3",
+        "https://b.example.com/",
+    ):
         session.get(url, headers={"Authorization": "Bearer of-mlflow"}, auth=auth)
     assert loopback.header("Authorization") == ["Bearer of-mlflow"] * 4
     assert vault_like.requests == []
@@ -437,9 +440,7 @@ def test_h7_in_mlflow_with_redirects_on_and_off(
         )
     )
     mlflow.set_tracking_uri(loopback.url)
-    loopback.rule = lambda request: (
-        Answer() if request.headers["authorization"] == "Bearer second" else answers[kind]
-    )
+    loopback.rule = lambda request: Answer() if request.headers["authorization"] == "Bearer second" else answers[kind]
     vault_like.fields = {"token": "first"}
     SecretsAuth()(requests.Request("GET", loopback.url).prepare())
     vault_like.fields = {"token": "second"}

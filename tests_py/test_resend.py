@@ -39,9 +39,7 @@ def rotated(vault_like: VaultLike, configure: Configure) -> VaultLike:
 
 def refusing_the_old(status: int = 401, then: Answer | None = None, **headers: str) -> Rule:
     """A server that has switched to the new token."""
-    return lambda request: (
-        Answer(status, headers) if request.headers.get("authorization") == OLD else then or Answer()
-    )
+    return lambda request: Answer(status, headers) if request.headers.get("authorization") == OLD else then or Answer()
 
 
 # R6: what is rejected, and how often it is sent
@@ -120,7 +118,8 @@ def test_r6_only_where_our_header_was_on(rotated: VaultLike, loopback: Loopback,
 def test_r6_resend_then_redirect_at_home(rotated: VaultLike, loopback: Loopback) -> None:
     """R6: the next hop is built from the original request; it carries the new credential."""
     loopback.rule = lambda request: (
-        Answer.redirect("/next", 307) if request.path == "/" and request.headers["authorization"] == NEW
+        Answer.redirect("/next", 307)
+        if request.path == "/" and request.headers["authorization"] == NEW
         else refusing_the_old()(request)
     )
     answer = requests.post(loopback.url, data=b"body", auth=SecretsAuth())
@@ -134,9 +133,7 @@ def test_r6_resend_then_redirect_at_home(rotated: VaultLike, loopback: Loopback)
 
 def test_r6_redirect_at_home_then_401(rotated: VaultLike, loopback: Loopback) -> None:
     """R6: the hook survives the redirect and takes care of the hop that is refused."""
-    loopback.rule = lambda request: (
-        Answer.redirect("/next") if request.path == "/" else refusing_the_old()(request)
-    )
+    loopback.rule = lambda request: Answer.redirect("/next") if request.path == "/" else refusing_the_old()(request)
     assert requests.get(loopback.url, auth=SecretsAuth()).status_code == 200
     assert [(r.path, r.headers["authorization"]) for r in loopback.requests] == [
         ("/", OLD),
@@ -211,9 +208,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     files = folder / "certificate.pem", folder / "key.pem"
     files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
     files[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
 
@@ -231,9 +226,7 @@ def secured(certificate: tuple[Path, Path]) -> Iterator[Loopback]:
         yield server
 
 
-def test_r8_verify_and_cert(
-    rotated: VaultLike, secured: Loopback, certificate: tuple[Path, Path]
-) -> None:
+def test_r8_verify_and_cert(rotated: VaultLike, secured: Loopback, certificate: tuple[Path, Path]) -> None:
     """R8: the resend trusts what the caller trusts, and shows the caller's certificate: on a connection of its own."""
     secured.rule = refusing_the_old(Connection="close")
     files = [str(path) for path in certificate]
@@ -319,9 +312,7 @@ REPEATABLE: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("status", DENIALS)
 @pytest.mark.parametrize("kind", REPEATABLE)
-def test_r8_a_body_that_can_be_sent_again(
-    rotated: VaultLike, loopback: Loopback, kind: str, status: int
-) -> None:
+def test_r8_a_body_that_can_be_sent_again(rotated: VaultLike, loopback: Loopback, kind: str, status: int) -> None:
     """R8: the second body is the first, from where it began."""
     loopback.rule = refusing_the_old(status)
     assert requests.put(loopback.url, auth=SecretsAuth(), **REPEATABLE[kind]()).status_code == 200
@@ -375,9 +366,7 @@ UNREPEATABLE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("status", DENIALS)
 @pytest.mark.parametrize("kind", UNREPEATABLE)
-def test_r8_a_body_that_can_not_be_sent_again(
-    rotated: VaultLike, loopback: Loopback, kind: str, status: int
-) -> None:
+def test_r8_a_body_that_can_not_be_sent_again(rotated: VaultLike, loopback: Loopback, kind: str, status: int) -> None:
     """R8: then the answer is returned as it is, never after half a body; and the next request has the new credential."""
     loopback.rule = refusing_the_old(status)
     body = UNREPEATABLE[kind]()
