@@ -252,7 +252,8 @@ fn every_variable_is_documented() {
     for (index, variable) in var::ALL.iter().enumerate() {
         assert!(!variable.summary().is_empty(), "{}", variable.name);
         assert!(var::ALL[..index].iter().all(|before| before.name != variable.name), "{}", variable.name);
-        let sounds_secret = ["_TOKEN", "PASSWORD", "VAULT_SECRET_ID", "CLIENT_SECRET"].iter().any(|end| variable.name.ends_with(end));
+        let sounds_secret =
+            ["_TOKEN", "PASSWORD", "VAULT_SECRET_ID", "CLIENT_SECRET"].iter().any(|end| variable.name.ends_with(end));
         assert!(!sounds_secret || variable.secret, "{} is not marked as secret", variable.name);
     }
 }

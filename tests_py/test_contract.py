@@ -94,7 +94,8 @@ from mlflow_secrets_auth import SecretsAuth, SecretsAuthProvider
 provider = SecretsAuthProvider(); auth = provider.get_auth(); SecretsAuth(); repr(auth)
 provider.get_request_auth("https://mlflow.example.com")
 assert bool(auth)
-print([touched, [r.name for r in records if r.name.startswith("mlflow_secrets_auth")], threading.active_count() - before])
+ours = [r.name for r in records if r.name.startswith("mlflow_secrets_auth")]
+print([touched, ours, threading.active_count() - before])
 """
 
 ENVIRONMENTS = {
@@ -297,7 +298,7 @@ def recorder(signed_in: MlflowServer, configure: Configure) -> Iterator[Recorder
 def test_c6_every_call_of_the_client_carries_the_credential(
     recorder: Recorder, signed_in: MlflowServer, tmp_path: Path
 ) -> None:
-    """C6: runs, artifacts (upload, list, streamed download, delete), registry and traces, on a server that enforces it."""
+    """C6: runs, artifacts (upload, list, streamed download, delete), registry and traces, on a server that insists."""
     client = mlflow.MlflowClient()
     experiment = mlflow.set_experiment(f"c6-{recorder.port}").experiment_id
     big = tmp_path / "big.bin"

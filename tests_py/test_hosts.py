@@ -46,7 +46,7 @@ def artifact_server(loopback: Loopback) -> None:
 def test_h1_an_artifact_url_on_another_host(
     signed_in: MlflowServer, loopback: Loopback, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """H1: `mlflow.artifacts.load_text` of a foreign host carries nothing of ours, and the tracking server still gets it."""
+    """H1: `mlflow.artifacts.load_text` of a foreign host carries nothing of ours; the tracking server still gets it."""
     artifact_server(loopback)
     url = f"{loopback.url}/api/2.0/mlflow-artifacts/artifacts/1/notes.txt"
     assert mlflow.artifacts.load_text(url) == "foreign text"
@@ -234,7 +234,7 @@ def test_h2_the_way_back_brings_nothing(
 def test_h2_the_one_exception_is_the_same_hosts_own_https(
     vault_like: VaultLike, loopback: Loopback, second_loopback: Loopback, configure: Configure, header: str
 ) -> None:
-    """H2: from http on port 80 to https on port 443 of the same host the credential stays on, and a 401 there is ours."""
+    """H2: from http on port 80 to https on port 443 of the same host the credential stays, and a 401 there is ours."""
     configure(
         vault_like.settings(MLFLOW_AUTH_HEADER_NAME=header, MLFLOW_SECRETS_ALLOWED_HOSTS="http://mlflow.example.com")
     )
@@ -259,7 +259,7 @@ def test_h2_the_one_exception_is_the_same_hosts_own_https(
 def test_h2_a_location_that_can_not_be_read_for_certain_gets_nothing(
     vault_like: VaultLike, loopback: Loopback, configure: Configure, location: str
 ) -> None:
-    """H2: doubt about the next hop ends in no credential there. (That requests itself gives up on some is its affair.)"""
+    """H2: doubt about the next hop ends in no credential there. (Some of these requests itself refuses.)"""
     configure(vault_like.settings(MLFLOW_AUTH_HEADER_NAME="X-MLflow-Auth"))
     loopback.rule = lambda request: Answer.redirect(location) if len(loopback.requests) == 1 else Answer()
     request = requests.Request("GET", f"{HOME}/", auth=SecretsAuth()).prepare()

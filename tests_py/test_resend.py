@@ -306,7 +306,7 @@ REPEATABLE: dict[str, Callable[[], dict[str, Any]]] = {
     "multipart": lambda: {"files": {"f": ("name", io.BytesIO(b"content"))}},
     "file-like": lambda: {"data": io.BytesIO(b"0123456789")},
     "file-like-from-the-middle": lambda: {"data": bytes_from_the_middle()},
-    "file": lambda: {"data": Path(__file__).open("rb")},
+    "file": lambda: {"data": Path(__file__).open("rb")},  # noqa: SIM115
 }
 
 
@@ -367,7 +367,7 @@ UNREPEATABLE: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("status", DENIALS)
 @pytest.mark.parametrize("kind", UNREPEATABLE)
 def test_r8_a_body_that_can_not_be_sent_again(rotated: VaultLike, loopback: Loopback, kind: str, status: int) -> None:
-    """R8: then the answer is returned as it is, never after half a body; and the next request has the new credential."""
+    """R8: then the answer is returned as it is, never after half a body; the next request has the new credential."""
     loopback.rule = refusing_the_old(status)
     body = UNREPEATABLE[kind]()
     answer = requests.put(loopback.url, auth=SecretsAuth(), data=body)

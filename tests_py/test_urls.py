@@ -1,5 +1,7 @@
 """H3: the host that we decide on is the host that requests dials, over many URLs, most of them odd."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import contextlib
@@ -297,8 +299,8 @@ ADAPTER = HTTPAdapter()
 
 
 def dialed(url: str) -> list[Dialed | None]:
-    """What requests dials for a URL that is on a prepared request: the way of today, the older way, and urllib3's parser."""
-    return [_by(way, url) for way in (_today, _before, _urllib3)]
+    """What requests dials for a URL on a prepared request: the way of today, the older way, and urllib3's parser."""
+    return [_by(way, url) for way in WAYS]
 
 
 def _by(way: object, url: str) -> Dialed | None:
@@ -339,6 +341,10 @@ def test_h3_one_host_for_us_and_for_requests() -> None:
     assert len(tried) > GENERATED
     # The test would prove nothing if we refused everything.
     assert len(permitted) > len(tried) // 10
+
+
+#: requests before 2.32 has the older way only.
+WAYS = [_today, _before, _urllib3] if hasattr(HTTPAdapter, "get_connection_with_tls_context") else [_before, _urllib3]
 
 
 BASES = ["https://good.com/a/b?x=1#f", "https://good.com:8443/", "http://good.com/", "https://[::1]:8443/x"]

@@ -3,11 +3,11 @@
 The way of a request, and of its redirects, through ``requests``:
 
 - ``SecretsAuth.__call__`` gets the prepared request, and only once: not again for the hops of a redirect.
-- The response hook runs on every hop, before ``requests`` copies that hop's request to make the next one. So this is where
-  our headers, and the hook itself, are taken off when the next hop leads to another origin; ``requests`` itself strips
-  ``Authorization`` only.
-- After a resend in the hook, ``requests`` builds the next hop from the original request, not from the one that was resent.
-  So whatever is changed on one is changed on both.
+- The response hook runs on every hop, before ``requests`` copies that hop's request to make the next one. So this is
+  where our headers, and the hook itself, are taken off when the next hop leads to another origin; ``requests`` itself
+  strips ``Authorization`` only.
+- After a resend in the hook, ``requests`` builds the next hop from the original request, not from the one that was
+  resent. So whatever is changed on one is changed on both.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _LOGIN_WORDS = ("login", "signin", "oauth2", "authorize")
 class SecretsAuth(AuthBase):
     """Puts the credential on a request: ``requests.get(url, auth=SecretsAuth())``.
 
-    Which hosts get it is decided by ``MLFLOW_SECRETS_ALLOWED_HOSTS``; when that is unset, the host of the request itself.
-    Settings are read from the environment when a request is made. Objects are cheap, and all of them with equal settings
-    share one credential; they may be used from several threads.
+    Which hosts get it is decided by ``MLFLOW_SECRETS_ALLOWED_HOSTS``; when that is unset, the host of the request
+    itself. Settings are read from the environment when a request is made. Objects are cheap, and all of them with equal
+    settings share one credential; they may be used from several threads.
 
     Args:
         settings: Takes the place of the environment: the same names, for example
@@ -130,7 +130,10 @@ class _Grant:
         return response
 
     def _before_redirect(self, response: Response, *requests: PreparedRequest) -> None:
-        """Lets go of the request where its next hop leads to another origin, for good: not even a way back brings us in."""
+        """Lets go of the request where its next hop leads to another origin.
+
+        For good: the hook goes too, so that a way back from there does not bring our credential in.
+        """
         if _core.keeps_credential(response.url, _next_url(response)):
             return
         for request in requests:
@@ -145,8 +148,10 @@ class _Grant:
         request.hooks = {**request.hooks, "response": [known for known in hooks if known is not None]}
 
     def _after_denial(self, response: Response, kwargs: dict[str, Any]) -> Response:
-        """The answer to the same request with a newer credential; ``response`` where there is none, or where the request
-        can't be repeated faithfully."""
+        """The answer to the same request with a newer credential.
+
+        ``response`` itself where there is no newer one, or where the request can't be repeated faithfully.
+        """
         request, core = response.request, self._auth._core
         if not _core.keeps_credential(self.origin, response.url):
             return response
@@ -171,8 +176,8 @@ class _Grant:
 def _next_url(response: Response) -> str:
     """Where requests would go next; empty where that can't be told for certain.
 
-    The standard's way and the way of requests differ on some locations: ``////evil.example`` is a path to the former, and
-    another host to the latter.
+    The standard's way and the way of requests differ on some locations: ``////evil.example`` is a path to the former,
+    and another host to the latter.
     """
     try:
         # As requests decodes it: header bytes came in as Latin-1 and are meant as UTF-8.
@@ -231,12 +236,12 @@ def _login_page(response: Response) -> Exception:
         "tracking.login_page",
         f"{_core.origin(response.url)} did not take the credential: it answered an API request with {what},"
         " as for a browser that has to log in",
-        "check that the stored credential is one that the server's API accepts, and what a proxy in front of it expects;"
-        f" `mlflow-secrets-auth doctor --dry-run {_core.origin(response.url)}` tries it",
+        "check that the stored credential is one that the server's API accepts, and what a proxy in front of it"
+        f" expects; `mlflow-secrets-auth doctor --dry-run {_core.origin(response.url)}` tries it",
     )
 
 
-def _rewind(request: PreparedRequest) -> bool:
+def _rewind(request: Any) -> bool:
     """Whether the body can be sent again from where it began; a stream is put back there."""
     body = request.body
     if body is None or isinstance(body, (bytes, str)):
@@ -244,14 +249,14 @@ def _rewind(request: PreparedRequest) -> bool:
     if not isinstance(request._body_position, int):
         return False
     try:
-        body.seek(request._body_position)  # type: ignore[attr-defined]
+        body.seek(request._body_position)
     except Exception:
         # Whatever a body of the user's own making raises: then the server's answer is the better news.
         return False
     return True
 
 
-def _resend(response: Response, grant: _Grant, kwargs: dict[str, Any]) -> Response:
+def _resend(response: Any, grant: _Grant, kwargs: dict[str, Any]) -> Response:
     """Sends the request again over the same adapter, as requests' own digest authentication does."""
     # Reading the rest gives the connection back to the pool.
     response.content  # noqa: B018
@@ -260,7 +265,7 @@ def _resend(response: Response, grant: _Grant, kwargs: dict[str, Any]) -> Respon
     extract_cookies_to_jar(request._cookies, response.request, response.raw)  # type: ignore[no-untyped-call]
     request.prepare_cookies(request._cookies)
     grant.put_on(request)
-    again: Response = response.connection.send(request, **kwargs)  # type: ignore[attr-defined]
+    again: Response = response.connection.send(request, **kwargs)
     again.history.append(response)
     again.request = request
     return again
