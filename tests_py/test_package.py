@@ -55,7 +55,8 @@ def test_the_entry_point_gives_mlflow_a_provider() -> None:
 
 def test_the_exception_tree() -> None:
     base = mlflow_secrets_auth.SecretsAuthError
-    for name in ("ConfigurationError", "HostNotAllowedError", "SecretFetchError", "SecretFormatError"):
+    kinds = ("ConfigurationError", "CredentialRejectedError", "HostNotAllowedError")
+    for name in (*kinds, "SecretFetchError", "SecretFormatError"):
         error = getattr(mlflow_secrets_auth, name)("a.code", "it happened", "do this")
         assert isinstance(error, base)
         assert str(error) == "a.code: it happened\nhint: do this"
