@@ -93,6 +93,18 @@ def test_r6_only_once_and_the_answer_is_the_servers(
 
 
 @pytest.mark.parametrize("status", DENIALS)
+def test_r7_denied_for_good(vault_like: VaultLike, loopback: Loopback, configure: Configure, status: int) -> None:
+    """R7: the denial of the resend is remembered, so that minted secrets do not become a stream of reads."""
+    configure(vault_like.settings())
+    vault_like.mint()
+    loopback.rule = lambda _: Answer(status)
+    for _ in range(100):
+        assert requests.get(loopback.url, auth=SecretsAuth()).status_code == status
+    assert vault_like.reads == 2
+    assert len(loopback.requests) == 101
+
+
+@pytest.mark.parametrize("status", DENIALS)
 def test_r6_only_with_a_different_credential(
     vault_like: VaultLike, loopback: Loopback, configure: Configure, status: int
 ) -> None:
@@ -345,12 +357,14 @@ class Peculiar(io.BytesIO):
 
 
 class Untold:
-    """A file-like object without `tell`: requests does not know where it began."""
+    """A file-like object without `tell`: requests does not know where it began. It seeks anywhere, without a word."""
 
     def __init__(self) -> None:
         self._stream = io.BytesIO(b"0123456789")
         self.read = self._stream.read
-        self.seek = self._stream.seek
+
+    def seek(self, *_: Any) -> int:
+        return 0
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._stream)
