@@ -1,8 +1,8 @@
 """Traces: the same credential for OpenTelemetry's OTLP exporter over http/protobuf.
 
 OpenTelemetry finds :func:`traces_session` through the entry point ``opentelemetry_otlp_credential_provider`` when
-``OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER=mlflow_secrets_auth`` is set. The exporter over grpc, which is
-MLflow's default protocol there, has no such seam: set ``OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf``.
+``OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER=mlflow_secrets_auth`` is set. The exporter over grpc, which
+is MLflow's default protocol there, has no such seam: set ``OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf``.
 """
 
 from __future__ import annotations
