@@ -169,7 +169,7 @@ impl ProviderChain {
         let total = budget.remaining(clock);
         let result = tokio::time::timeout(total, attempts).await;
         let took = clock.now().saturating_sub(started).as_millis() as u64;
-        let payload = result.unwrap_or_else(|_| Err(timed_out(kind, total, last)));
+        let payload = result.unwrap_or_else(|_| Err(timed_out(link.provider.as_ref(), total, last)));
         match &payload {
             Ok(payload) => log::debug!(target: "mlflow_secrets_auth.fetch", event = "fetched", provider = kind.name(),
                 duration_ms = took; "{} gave the secret {} after {took} ms", kind.name(), payload.location),
@@ -231,11 +231,13 @@ impl ProviderChain {
     }
 }
 
-fn timed_out(provider: ProviderKind, total: Duration, last: Option<ErrorCode>) -> Error {
+fn timed_out(provider: &dyn Provider, total: Duration, last: Option<ErrorCode>) -> Error {
+    let doing = provider.waiting_for().map(|what| format!("; it was waiting for {what}")).unwrap_or_default();
     let before = last.map(|code| format!("; the attempt before ended in {code}")).unwrap_or_default();
+    let name = provider.kind().name();
     Error::new(
         ErrorCode::FetchTimeout,
-        format!("{} gave no credential within {:.1} s{before}", provider.name(), total.as_secs_f64()),
+        format!("{name} gave no credential within {:.1} s{doing}{before}", total.as_secs_f64()),
         "check that this machine reaches the backend, or raise MLFLOW_SECRETS_TIMEOUT_SEC",
     )
     .with_outlook(Outlook::Unreachable)

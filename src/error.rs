@@ -182,6 +182,87 @@ error_codes! {
     AwsAgentUnreachable = "aws.agent_unreachable", Fetch;
     /// The AWS Secrets Manager Agent does not accept the token, or its file can't be read.
     AwsAgentToken = "aws.agent_token", Fetch;
+    /// Key Vault can't be reached: connection refused, name not found, timed out, blocked on the way. Known elsewhere as
+    /// "Connection timeout to Key Vault".
+    AzureUnreachable = "azure.unreachable", Fetch;
+    /// Microsoft Entra ID, or the endpoint that gives a managed identity its tokens, can't be reached. Known elsewhere as
+    /// "Azure authentication failed".
+    AzureSignInUnreachable = "azure.sign_in_unreachable", Fetch;
+    /// The TLS connection to Key Vault or to Microsoft Entra ID was refused: the certificate is not signed by a CA that is
+    /// trusted here, is for another name, or has expired. A proxy that opens TLS connections is the usual cause.
+    AzureTls = "azure.tls", Fetch;
+    /// Key Vault, Microsoft Entra ID or the metadata service asks for fewer requests (HTTP 429). It is tried again within
+    /// the deadline, after the time that it names.
+    AzureThrottled = "azure.throttled", Fetch;
+    /// Key Vault, Microsoft Entra ID or the metadata service failed inside (HTTP 5xx). It is tried again within the
+    /// deadline.
+    AzureUnavailable = "azure.unavailable", Fetch;
+    /// No way to sign in to Azure was found. The message lists each that was tried, with its reason and milliseconds. Known
+    /// elsewhere as "Azure authentication failed".
+    AzureNoIdentity = "azure.no_identity", Fetch;
+    /// Microsoft Entra ID does not know the tenant in `AZURE_TENANT_ID` (AADSTS90002), or it is in another cloud. Known
+    /// elsewhere as "Azure authentication failed".
+    AzureTenantUnknown = "azure.tenant_unknown", Fetch;
+    /// The tenant has no application with the id in `AZURE_CLIENT_ID` (AADSTS700016). Known elsewhere as "Azure
+    /// authentication failed".
+    AzureClientUnknown = "azure.client_unknown", Fetch;
+    /// The client secret is wrong (AADSTS7000215); often its id was copied in place of its value. Known elsewhere as "Azure
+    /// authentication failed".
+    AzureClientSecretInvalid = "azure.client_secret_invalid", Fetch;
+    /// The client secret has expired (AADSTS7000222). Known elsewhere as "Azure authentication failed".
+    AzureClientSecretExpired = "azure.client_secret_expired", Fetch;
+    /// The file in `AZURE_CLIENT_CERTIFICATE_PATH` can't be used: it can't be read, is not PEM, lacks the private key or its
+    /// certificate, is encrypted with another password, or its key belongs to none of its certificates. Nothing was sent.
+    AzureCertificateInvalid = "azure.certificate_invalid", Fetch;
+    /// The certificate in `AZURE_CLIENT_CERTIFICATE_PATH` has expired or is not valid yet. Nothing was sent.
+    AzureCertificateExpired = "azure.certificate_expired", Fetch;
+    /// Microsoft Entra ID does not accept the certificate: it is not registered for the application, or has expired
+    /// there (AADSTS700027, AADSTS1000502). Known elsewhere as "Azure authentication failed".
+    AzureCertificateRefused = "azure.certificate_refused", Fetch;
+    /// The file in `AZURE_FEDERATED_TOKEN_FILE` can't be read or is empty. Nothing was sent.
+    AzureFederatedTokenInvalid = "azure.federated_token_invalid", Fetch;
+    /// Microsoft Entra ID does not accept the workload's token: no federated credential of the application matches its
+    /// issuer, subject and audience (AADSTS700211 to AADSTS700213, AADSTS70021). Known elsewhere as "Azure authentication
+    /// failed".
+    AzureFederatedTokenRefused = "azure.federated_token_refused", Fetch;
+    /// The managed identity is not assigned to this machine, or the machine has several and `AZURE_CLIENT_ID` names none.
+    /// Known elsewhere as "Azure authentication failed".
+    AzureIdentityNotAssigned = "azure.identity_not_assigned", Fetch;
+    /// Managed identities of Azure Arc, Cloud Shell and Service Fabric are not supported.
+    AzureIdentityUnsupported = "azure.identity_unsupported", Fetch;
+    /// The Azure CLI or the Azure Developer CLI gave no token; most often nobody is logged in there.
+    AzureToolFailed = "azure.tool_failed", Fetch;
+    /// Microsoft Entra ID, or a managed identity's endpoint, refused the sign-in for another reason; its AADSTS number is
+    /// in the message. Known elsewhere as "Azure authentication failed".
+    AzureSignInRefused = "azure.sign_in_refused", Fetch;
+    /// Key Vault does not accept the token that the sign-in gave: it is for another tenant or another cloud. Known
+    /// elsewhere as "Azure authentication failed".
+    AzureTokenRefused = "azure.token_refused", Fetch;
+    /// The vault asks for a token to something that is not its own domain. Nothing was given to it.
+    AzureChallengeRefused = "azure.challenge_refused", Fetch;
+    /// The identity has no role that permits reading the secret. Known elsewhere as "Access denied to Key Vault".
+    AzureRbacDenied = "azure.rbac_denied", Fetch;
+    /// The vault's access policies don't permit the identity to read secrets. Known elsewhere as "Access denied to Key
+    /// Vault".
+    AzureAccessPolicyDenied = "azure.access_policy_denied", Fetch;
+    /// The vault's firewall does not let this machine's address in. Known elsewhere as "Access denied to Key Vault".
+    AzureFirewallDenied = "azure.firewall_denied", Fetch;
+    /// Key Vault refused to read the secret (HTTP 403) for a reason that is not one of the others. Known elsewhere as
+    /// "Access denied to Key Vault".
+    AzurePermissionDenied = "azure.permission_denied", Fetch;
+    /// The vault has no secret of this name, or not this version of it.
+    AzureNotFound = "azure.not_found", Fetch;
+    /// The secret is deleted and can be recovered, or is being deleted.
+    AzureSecretDeleted = "azure.secret_deleted", Fetch;
+    /// The secret, or this version of it, is disabled.
+    AzureSecretDisabled = "azure.secret_disabled", Fetch;
+    /// The secret's activation date is yet to come. (Key Vault would give it all the same.)
+    AzureSecretNotYetValid = "azure.secret_not_yet_valid", Fetch;
+    /// The secret's expiration date has passed. (Key Vault would give it all the same.)
+    AzureSecretExpired = "azure.secret_expired", Fetch;
+    /// The server answered something that Azure does not answer. Is it a key vault that the settings name, and is there a
+    /// proxy on the way?
+    AzureUnexpectedAnswer = "azure.unexpected_answer", Fetch;
     /// The secret begins like a JSON object but is not one, or is another kind of JSON.
     SecretNotJson = "secret.not_json", Format;
     /// The secret has none of the fields that the mode needs.

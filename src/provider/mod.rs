@@ -2,6 +2,8 @@
 
 #[cfg(feature = "aws")]
 pub mod aws;
+#[cfg(feature = "azure")]
+pub mod azure;
 #[cfg(feature = "vault")]
 pub mod vault;
 
@@ -55,7 +57,7 @@ impl ProviderKind {
         match self {
             Self::Vault => cfg!(feature = "vault"),
             Self::AwsSecretsManager => cfg!(feature = "aws"),
-            Self::AzureKeyVault => false,
+            Self::AzureKeyVault => cfg!(feature = "azure"),
         }
     }
 }
@@ -70,6 +72,9 @@ pub enum ProviderSettings {
     /// AWS Secrets Manager.
     #[cfg(feature = "aws")]
     Aws(aws::AwsSettings),
+    /// Azure Key Vault.
+    #[cfg(feature = "azure")]
+    Azure(azure::AzureSettings),
 }
 
 impl ProviderSettings {
@@ -83,6 +88,8 @@ impl ProviderSettings {
             ProviderKind::Vault => Ok(vault::VaultSettings::read(reader)?.map(Self::Vault)),
             #[cfg(feature = "aws")]
             ProviderKind::AwsSecretsManager => Ok(aws::AwsSettings::read(reader)?.map(Self::Aws)),
+            #[cfg(feature = "azure")]
+            ProviderKind::AzureKeyVault => Ok(azure::AzureSettings::read(reader)?.map(Self::Azure)),
             _ => Err(Error::new(
                 ErrorCode::ConfigProviderNotBuilt,
                 format!("this build has no provider {}", kind.name()),
@@ -98,6 +105,8 @@ impl ProviderSettings {
             Self::Vault(_) => ProviderKind::Vault,
             #[cfg(feature = "aws")]
             Self::Aws(_) => ProviderKind::AwsSecretsManager,
+            #[cfg(feature = "azure")]
+            Self::Azure(_) => ProviderKind::AzureKeyVault,
         }
     }
 
@@ -108,6 +117,8 @@ impl ProviderSettings {
             Self::Vault(settings) => settings.ttl,
             #[cfg(feature = "aws")]
             Self::Aws(settings) => settings.ttl,
+            #[cfg(feature = "azure")]
+            Self::Azure(settings) => settings.ttl,
         }
     }
 
@@ -118,6 +129,8 @@ impl ProviderSettings {
             Self::Vault(settings) => settings.auth_mode,
             #[cfg(feature = "aws")]
             Self::Aws(settings) => settings.auth_mode,
+            #[cfg(feature = "azure")]
+            Self::Azure(settings) => settings.auth_mode,
         }
     }
 
@@ -128,6 +141,8 @@ impl ProviderSettings {
             Self::Vault(settings) => Box::new(vault::VaultProvider::new(settings.clone(), roots.clone())),
             #[cfg(feature = "aws")]
             Self::Aws(settings) => Box::new(aws::AwsProvider::new(settings.clone(), roots.clone())),
+            #[cfg(feature = "azure")]
+            Self::Azure(settings) => Box::new(azure::AzureProvider::new(settings.clone(), roots.clone())),
         }
     }
 }
@@ -165,4 +180,14 @@ pub trait Provider: Send + Sync {
     ///
     /// The future may be dropped at any await, when the deadline ends or the caller is interrupted.
     fn fetch_secret<'a>(&'a self, clock: &'a dyn Clock) -> BoxFuture<'a, Result<SecretPayload>>;
+
+    /// What a fetch that ran out of time was waiting for, as the end of "it was waiting for …".
+    fn waiting_for(&self) -> Option<String> {
+        None
+    }
+
+    /// Who the provider is signed in as and how that was found out, a line each, for `doctor`.
+    fn identity_report(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

@@ -9,7 +9,8 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::secret::SecretString;
 
 /// Prefixes of names that are ours alone, so that an unknown name with one of them is most likely a typing error.
-const OUR_PREFIXES: [&str; 4] = ["MLFLOW_SECRETS_", "MLFLOW_VAULT_", "MLFLOW_AWS_", "MLFLOW_AUTH_HEADER"];
+const OUR_PREFIXES: [&str; 5] =
+    ["MLFLOW_SECRETS_", "MLFLOW_VAULT_", "MLFLOW_AWS_", "MLFLOW_AZURE_", "MLFLOW_AUTH_HEADER"];
 
 /// Where a setting in effect came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

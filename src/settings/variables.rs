@@ -11,6 +11,8 @@ pub enum Section {
     Vault,
     /// AWS Secrets Manager.
     Aws,
+    /// Azure Key Vault.
+    Azure,
     /// TLS roots and proxies, for every backend.
     Network,
 }
@@ -278,6 +280,76 @@ variables! {
     MLFLOW_AWS_AGENT_URL: Aws.accepts("a URL").example("http://localhost:2773");
     /// The agent's token: itself, or `file://` and the path of a file that holds it.
     MLFLOW_AWS_AGENT_TOKEN: Aws.accepts("a token, or file:///path").example("file:///var/run/awssmatoken").secret();
+    /// Where the key vault is: `https://NAME.vault.azure.net`.
+    MLFLOW_AZURE_KEY_VAULT_URL: Azure
+        .accepts("a URL, https://NAME.vault.azure.net, without a path").example("https://team-ml.vault.azure.net").required();
+    /// The same as `MLFLOW_AZURE_KEY_VAULT_URL`.
+    AZURE_KEY_VAULT_URL: Azure
+        .accepts("a URL, https://NAME.vault.azure.net, without a path").example("https://team-ml.vault.azure.net");
+    /// The name of the key vault alone, in place of its URL. The cloud's suffix is added.
+    AZURE_KEY_VAULT_NAME: Azure
+        .accepts("3 to 24 letters, digits and hyphens, a letter first").example("team-ml");
+    /// The name of the secret in the key vault.
+    MLFLOW_AZURE_SECRET_NAME: Azure
+        .accepts("1 to 127 letters, digits and hyphens").example("mlflow-auth").required();
+    /// The version of the secret to read, or `latest`.
+    MLFLOW_AZURE_SECRET_VERSION: Azure
+        .default("latest").accepts("latest, or the 1 to 64 letters and digits of a version's id")
+        .example("d1234567890abcdef1234567890abcde");
+    /// How the secret becomes a header.
+    MLFLOW_AZURE_AUTH_MODE: Azure.default("bearer").accepts("bearer, basic or raw").example("basic");
+    /// How long a fetched credential is used before it is fetched again, in seconds.
+    ///
+    /// An earlier expiry of the secret itself wins. 0 turns caching off.
+    MLFLOW_AZURE_TTL_SEC: Azure.default("300").accepts("a number of seconds, 0 to 86400").example("600");
+    /// Whether the vault's sign-in challenge must name the vault's own domain. Turn it off only for a vault behind a
+    /// name of your own: otherwise any host in the vault's place could ask for a token to something else.
+    MLFLOW_AZURE_VERIFY_CHALLENGE: Azure
+        .default("true").accepts("true, 1, yes, on, false, 0, no or off").example("false");
+    /// The cloud that the key vault and Microsoft Entra ID are in.
+    AZURE_CLOUD_ENVIRONMENT: Azure
+        .default("told by the vault's host name").accepts("AzurePublicCloud, AzureUSGovernment or AzureChinaCloud")
+        .example("AzureUSGovernment");
+    /// Where Microsoft Entra ID is. It wins over the cloud's own.
+    AZURE_AUTHORITY_HOST: Azure
+        .default("the cloud's own").accepts("an https URL without a path, or a host").example("https://login.microsoftonline.us");
+    /// Which ways to sign in are tried: `prod` (service principal, workload identity, managed identity), `dev` (Azure
+    /// CLI, Azure Developer CLI), or one of them by its name. Unset: all, in this order.
+    AZURE_TOKEN_CREDENTIALS: Azure
+        .default("all").accepts("prod, dev, EnvironmentCredential, WorkloadIdentityCredential, ManagedIdentityCredential, AzureCliCredential or AzureDeveloperCliCredential")
+        .example("ManagedIdentityCredential");
+    /// The tenant (directory) of the service principal or the workload identity.
+    AZURE_TENANT_ID: Azure
+        .accepts("a tenant id or domain: letters, digits, hyphens and dots").example("12345678-1234-1234-1234-123456789012");
+    /// With a tenant and a secret or a certificate: the service principal. Alone: a user-assigned managed identity.
+    AZURE_CLIENT_ID: Azure
+        .accepts("a client id: letters, digits, hyphens and dots").example("87654321-4321-4321-4321-210987654321");
+    /// The secret of the service principal: its value, not its id.
+    AZURE_CLIENT_SECRET: Azure.accepts("a client secret").example("…").secret();
+    /// A PEM file with the certificate of the service principal and its private key, for example one that
+    /// `openssl pkcs12 -in client.pfx -out client.pem -nodes` wrote. It is read again at each sign-in.
+    AZURE_CLIENT_CERTIFICATE_PATH: Azure.accepts("a file path").example("/etc/mlflow/client.pem");
+    /// The password of the private key in `AZURE_CLIENT_CERTIFICATE_PATH`.
+    AZURE_CLIENT_CERTIFICATE_PASSWORD: Azure.accepts("a password").example("…").secret();
+    /// Sends the certificate's chain along, as sign-in by subject name and issuer needs it.
+    AZURE_CLIENT_SEND_CERTIFICATE_CHAIN: Azure
+        .default("false").accepts("true, 1, yes, on, false, 0, no or off").example("true");
+    /// The file with the token of a workload identity. AKS sets it. It is read again at each sign-in.
+    AZURE_FEDERATED_TOKEN_FILE: Azure.accepts("a file path").example("/var/run/secrets/azure/tokens/azure-identity-token");
+    /// Where a managed identity gets its tokens on App Service, Functions and Container Apps, which set it.
+    IDENTITY_ENDPOINT: Azure.accepts("a URL").example("http://localhost:42356/msi/token");
+    /// What proves to `IDENTITY_ENDPOINT` that the request is ours. The platform sets it.
+    IDENTITY_HEADER: Azure.accepts("text").example("…").secret();
+    /// Set by Service Fabric, whose managed identities are not supported.
+    IDENTITY_SERVER_THUMBPRINT: Azure.accepts("a thumbprint").example("…");
+    /// Set by Azure Arc, whose managed identities are not supported.
+    IMDS_ENDPOINT: Azure.accepts("a URL").example("http://localhost:40342");
+    /// Where a managed identity gets its tokens on Azure Machine Learning compute, which sets it.
+    MSI_ENDPOINT: Azure.accepts("a URL").example("http://127.0.0.1:46808/MSI/auth");
+    /// What proves to `MSI_ENDPOINT` that the request is ours. The platform sets it.
+    MSI_SECRET: Azure.accepts("text").example("…").secret();
+    /// The managed identity that Azure Machine Learning compute uses when `AZURE_CLIENT_ID` names none.
+    DEFAULT_IDENTITY_CLIENT_ID: Azure.accepts("a client id").example("87654321-4321-4321-4321-210987654321");
 
     /// A PEM file with the only CA certificates to trust, for every backend, as in `requests`.
     REQUESTS_CA_BUNDLE: Network.default("the system's roots").accepts("a file path").example("/etc/ssl/company.pem");
