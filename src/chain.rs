@@ -157,6 +157,11 @@ impl ProviderChain {
         self.health.load().down.iter().map(|down| down.until).min()
     }
 
+    /// Who the providers are signed in as, and how that was found out, a line each.
+    pub fn identity_report(&self) -> Vec<String> {
+        self.links.iter().flat_map(|link| link.provider.identity_report()).collect()
+    }
+
     async fn ask(&self, link: &Link, clock: &dyn Clock, budget: Budget) -> Result<Fetched> {
         let kind = link.provider.kind();
         let started = clock.now();

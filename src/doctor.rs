@@ -148,6 +148,9 @@ fn examine_provider(
                 format!("{name}{role}: {}{version}, in {took} ms", fetched.location),
                 None,
             ));
+            for line in chain.identity_report() {
+                findings.push(finding(Status::Pass, "identity.tried", format!("{name}{role}: {line}"), None));
+            }
             let shape = shape(&fetched.credential.headers);
             if fetched.credential.looks_basic {
                 findings.push(finding(

@@ -217,6 +217,7 @@ impl Section {
             Self::Global => "Global",
             Self::Vault => "HashiCorp Vault and OpenBao",
             Self::Aws => "AWS Secrets Manager",
+            Self::Azure => "Azure Key Vault",
             Self::Network => "TLS roots",
         }
     }
