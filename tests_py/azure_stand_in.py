@@ -35,6 +35,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 import jwt
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
 from azure_stand_in_server import (
     Answer,
     Authority,
@@ -46,16 +50,11 @@ from azure_stand_in_server import (
     key_usage,
     sign_certificate,
 )
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 VAULT_RESOURCE = "https://vault.azure.net"
 FEDERATION_AUDIENCE = "api://AzureADTokenExchange"
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-API_VERSIONS = frozenset(
-    {"2016-10-01", "7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "2025-07-01", "2026-04-01"}
-)
+API_VERSIONS = frozenset({"2016-10-01", "7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "2025-07-01", "2026-04-01"})
 HOST_NAMES = (
     "localhost",
     "login.microsoftonline.com",
@@ -78,9 +77,7 @@ class ClientCertificate:
     chain: tuple[x509.Certificate, ...] = ()
 
     @classmethod
-    def create(
-        cls, name: str = "mlflow", *, starts_in: float = -3600, ends_in: float = 86400
-    ) -> ClientCertificate:
+    def create(cls, name: str = "mlflow", *, starts_in: float = -3600, ends_in: float = 86400) -> ClientCertificate:
         """Make one that an own CA signed, valid for the given seconds around now."""
         now = datetime.now(timezone.utc)
         valid = (now + timedelta(seconds=starts_in), now + timedelta(seconds=ends_in))
@@ -102,9 +99,7 @@ class ClientCertificate:
     ) -> bytes:
         """Key and certificate as one PEM file, in any of the shapes that users have."""
         key = key_pem(self.key, pkcs1=pkcs1, password=password.encode() if password else None)
-        certificates = b"".join(
-            map(certificate_pem, (self.certificate, *(self.chain if chain else ())))
-        )
+        certificates = b"".join(map(certificate_pem, (self.certificate, *(self.chain if chain else ()))))
         return key + certificates if key_first else certificates + key
 
     def public_pem(self) -> str:
@@ -118,9 +113,7 @@ class FederatedIssuer:
         self.url = url
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
-    def token(
-        self, subject: str, *, audience: str = FEDERATION_AUDIENCE, lifetime: float = 3600
-    ) -> str:
+    def token(self, subject: str, *, audience: str = FEDERATION_AUDIENCE, lifetime: float = 3600) -> str:
         now = time.time()
         claims = {"iss": self.url, "sub": subject, "aud": [audience], "jti": str(uuid.uuid4())}
         times = {"iat": int(now), "nbf": int(now) - 60, "exp": int(now + lifetime)}
@@ -399,9 +392,7 @@ class Entra(Service):
         else:
             self._check_federated(app, assertion, claims, refuse)
 
-    def _check_certified(
-        self, request: Request, app: App, assertion: str, header: dict[str, Any], claims: Any
-    ) -> None:
+    def _check_certified(self, request: Request, app: App, assertion: str, header: dict[str, Any], claims: Any) -> None:
         refuse = functools.partial(self._refuse, request=request)
         pair = {"RS256": ("x5t", hashes.SHA1()), "PS256": ("x5t#S256", hashes.SHA256())}
         field_name, digest = pair.get(header["alg"], ("", None))
@@ -439,9 +430,7 @@ class Entra(Service):
         self._used_jti.add(claims["jti"])
 
     @staticmethod
-    def _check_chain(
-        chain: Any, certificate: x509.Certificate, refuse: Callable[..., NoReturn]
-    ) -> None:
+    def _check_chain(chain: Any, certificate: x509.Certificate, refuse: Callable[..., NoReturn]) -> None:
         """`x5c` must be DER in plain base64, the signing certificate first."""
         try:
             # MSAL for Python leaves PEM's line breaks in, so whitespace has to pass.
@@ -534,11 +523,16 @@ class IdentityEndpoint(Service):
     """What the three managed-identity endpoints have in common."""
 
     path = ""
-    api_version = ""
+    api_versions: tuple[str, ...] = ()
     lifetime_sec = 86399
 
-    def __init__(self, entra: Entra, identities: Identities) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        entra: Entra,
+        identities: Identities,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
+        super().__init__(address=address)
         self._entra = entra
         self.identities = identities
         self.header_secret = uuid.uuid4().hex.upper()
@@ -549,17 +543,15 @@ class IdentityEndpoint(Service):
             return self.problem(404, "Not found")
         request.handler = "identity"
         self.check_caller(request)
-        if request.query.get("api-version") != self.api_version:
-            self.refuse(400, f"Query 'api-version' must be '{self.api_version}'")
+        if request.query.get("api-version") not in self.api_versions:
+            self.refuse(400, f"Query 'api-version' must be one of {self.api_versions}")
         resource = request.query.get("resource", "")
         if resource.rstrip("/") not in self._entra.resources:
             self.refuse(400, f"AADSTS500011: The resource principal named {resource} was not found")
         identity = self.find(request.query)
         if identity is None:
             self.refuse(400, "Identity not found")
-        token = self._entra.access_token(
-            identity.client_id, identity.object_id, resource, lifetime=self.lifetime_sec
-        )
+        token = self._entra.access_token(identity.client_id, identity.object_id, resource, lifetime=self.lifetime_sec)
         now = int(time.time())
         times = self.times(now, now + self.lifetime_sec)
         common = {"access_token": token, "resource": resource, "token_type": "Bearer"}
@@ -600,7 +592,7 @@ class AppService(IdentityEndpoint):
 
     name = "app_service"
     path = "/msi/token"
-    api_version = "2019-08-01"
+    api_versions = ("2019-08-01",)
 
     def check_caller(self, request: Request) -> None:
         if request.headers.get("x-identity-header") != self.header_secret:
@@ -615,7 +607,7 @@ class AzureMl(IdentityEndpoint):
 
     name = "azure_ml"
     path = "/v1/msi/token"
-    api_version = "2017-09-01"
+    api_versions = ("2017-09-01",)
 
     def __init__(self, entra: Entra, identities: Identities) -> None:
         super().__init__(entra, identities)
@@ -651,7 +643,8 @@ class Imds(IdentityEndpoint):
 
     name = "imds"
     path = "/metadata/identity/oauth2/token"
-    api_version = "2018-02-01"
+    api_versions = ("2018-02-01", "2019-08-01")
+    """The Python SDK's and the Rust SDK's."""
 
     def check_caller(self, request: Request) -> None:
         if request.headers.get("metadata", "").lower() != "true":
@@ -928,10 +921,15 @@ def _denied(denial: Denial, request: Request, claims: dict[str, Any]) -> Answer:
 class AzureStandIn:
     """The five servers, started by `with`.
 
-    `vault_resource` is what the challenge names: another one for a sovereign cloud.
+    `vault_resource` is what the challenge names: another one for a sovereign cloud. `imds_address` is
+    where the metadata service listens: its own address, in a network where that is free.
     """
 
-    def __init__(self, vault_resource: str = VAULT_RESOURCE) -> None:
+    def __init__(
+        self,
+        vault_resource: str = VAULT_RESOURCE,
+        imds_address: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="azure-stand-in-")
         authority = Authority(Path(self._folder.name), HOST_NAMES)
         tls = authority.server_context()
@@ -941,7 +939,7 @@ class AzureStandIn:
         self.identities = Identities()
         self.app_service = AppService(self.entra, self.identities)
         self.azure_ml = AzureMl(self.entra, self.identities)
-        self.imds = Imds(self.entra, self.identities)
+        self.imds = Imds(self.entra, self.identities, imds_address)
         self.services: tuple[Service, ...] = (
             self.entra,
             self.vault,

@@ -49,9 +49,7 @@ def sign_certificate(
         .not_valid_before(valid[0])
         .not_valid_after(valid[1])
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), False)
     )
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
@@ -200,7 +198,7 @@ class Service:
     authenticates = False
     """Whether `handle` itself calls `trip` once it knows the caller."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self._lock = threading.RLock()
         self._faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -209,12 +207,10 @@ class Service:
         self.delay = 0.0
         """Seconds to wait before each answer."""
         self.released = threading.Event()
-        self._server = _Server(self, tls)
+        self._server = _Server(self, tls, address)
         self.port = self._server.server_address[1]
-        self.url = f"https://localhost:{self.port}" if tls else f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), daemon=True, name=self.name
-        )
+        self.url = f"https://localhost:{self.port}" if tls else f"http://{address[0]}:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True, name=self.name)
 
     def start(self) -> None:
         self._thread.start()
@@ -263,8 +259,7 @@ class Service:
         """How many requests were understood as `handler` and answered with `status`."""
         with self._lock:
             return sum(
-                handler in (None, request.handler) and status in (None, request.status)
-                for request in self.requests
+                handler in (None, request.handler) and status in (None, request.status) for request in self.requests
             )
 
     def answer(self, request: Request) -> Answer:
@@ -326,18 +321,16 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, service: Service, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, service: Service, tls: ssl.SSLContext | None, address: tuple[str, int]) -> None:
         self.service = service
         self._tls = tls
         self._open: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(address, _Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         if self._tls:
-            connection = self._tls.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         self._open.add(connection)
         return connection, address
 

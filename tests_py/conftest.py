@@ -47,7 +47,9 @@ def mlflow_server(server_folder: Path) -> Iterator[MlflowServer]:
 def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No variable that counts, no ~/.netrc, no ~/.vault-token, nothing cached."""
     for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "VAULT_", "BAO_", "AWS_", "AZURE_", "HTTP_PROXY", "HTTPS_PROXY")):
+        azure_machine = ("IDENTITY_", "IMDS_", "MSI_", "DEFAULT_IDENTITY_")
+        ours = ("MLFLOW_", "VAULT_", "BAO_", "AWS_", "AZURE_", *azure_machine)
+        if name.startswith(ours) or name.upper() in {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}:
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()

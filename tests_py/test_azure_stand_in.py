@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import azure_stand_in
 import jwt
 import msal  # type: ignore[import-untyped]
 import pytest
@@ -48,6 +47,11 @@ from azure.identity import (
     WorkloadIdentityCredential,
 )
 from azure.keyvault.secrets import KeyVaultSecret, SecretClient
+from cryptography.hazmat.primitives.hashes import SHA1, SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import BasicConstraints, load_der_x509_certificate
+
+import azure_stand_in
 from azure_fixtures import azure, azure_servers
 from azure_stand_in import (
     App,
@@ -57,9 +61,6 @@ from azure_stand_in import (
     FederatedIssuer,
     IdentityEndpoint,
 )
-from cryptography.hazmat.primitives.hashes import SHA1, SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import BasicConstraints, load_der_x509_certificate
 
 __all__ = ["azure", "azure_servers"]
 
@@ -148,9 +149,7 @@ def assertion(
     return jwt.encode(standard | claims, key or certificate.key, algorithm, headers=merged_header)
 
 
-def by_assertion(
-    azure: AzureStandIn, app: App, make: Callable[[], str]
-) -> ClientAssertionCredential:
+def by_assertion(azure: AzureStandIn, app: App, make: Callable[[], str]) -> ClientAssertionCredential:
     return ClientAssertionCredential(app.tenant, app.client_id, make, **identity_options(azure))
 
 
@@ -341,9 +340,7 @@ def test_certificate_ps256(azure: AzureStandIn, certificate: ClientCertificate) 
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "PS256"])
-def test_documented_assertion(
-    azure: AzureStandIn, certificate: ClientCertificate, algorithm: str
-) -> None:
+def test_documented_assertion(azure: AzureStandIn, certificate: ClientCertificate, algorithm: str) -> None:
     """As a client without MSAL would write it, with `nbf` and an unpadded thumbprint."""
     app = azure.entra.register_certificate(certificate.public_pem())
     der = [c.public_bytes(Encoding.DER) for c in (certificate.certificate, *certificate.chain)]
@@ -388,9 +385,7 @@ def test_bad_certificate_assertion(
     azure: AzureStandIn, certificate: ClientCertificate, changed: dict[str, Any], number: int
 ) -> None:
     app = azure.entra.register_certificate(certificate.public_pem())
-    rejected(
-        by_assertion(azure, app, lambda: assertion(azure, app, certificate, **changed)), number
-    )
+    rejected(by_assertion(azure, app, lambda: assertion(azure, app, certificate, **changed)), number)
     assert azure.entra.requests[-1].handler == "token.certificate"
 
 
@@ -430,9 +425,7 @@ def test_reused_jti(azure: AzureStandIn, certificate: ClientCertificate) -> None
 # --- workload identity ----------------------------------------------------------------------------
 
 
-def by_workload(
-    azure: AzureStandIn, app: App, folder: Path, token: str
-) -> WorkloadIdentityCredential:
+def by_workload(azure: AzureStandIn, app: App, folder: Path, token: str) -> WorkloadIdentityCredential:
     file = folder / "token"
     file.write_text(token)
     return WorkloadIdentityCredential(
@@ -471,9 +464,7 @@ def test_workload_identity_mismatch(
     rejected(by_workload(azure, app, tmp_path, make(issuer)), number)
 
 
-def test_workload_identity_not_configured(
-    azure: AzureStandIn, issuer: FederatedIssuer, tmp_path: Path
-) -> None:
+def test_workload_identity_not_configured(azure: AzureStandIn, issuer: FederatedIssuer, tmp_path: Path) -> None:
     app = azure.entra.register_client(SECRET)
     rejected(by_workload(azure, app, tmp_path, issuer.token(SUBJECT)), 70025)
 
@@ -483,9 +474,7 @@ def test_workload_identity_not_configured(
 ENDPOINTS = ["app_service", "azure_ml", "imds"]
 
 
-def endpoint_of(
-    azure: AzureStandIn, name: str, monkeypatch: pytest.MonkeyPatch
-) -> IdentityEndpoint:
+def endpoint_of(azure: AzureStandIn, name: str, monkeypatch: pytest.MonkeyPatch) -> IdentityEndpoint:
     endpoint: IdentityEndpoint = getattr(azure, name)
     for variable, value in endpoint.environment().items():
         monkeypatch.setenv(variable, value)
@@ -500,15 +489,13 @@ def unavailable(text: str, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
-def test_system_assigned_identity(
-    azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_system_assigned_identity(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     endpoint = endpoint_of(azure, name, monkeypatch)
     azure.identities.assign()
     assert read(azure, ManagedIdentityCredential(retry_total=0)).value == VALUE
     request = endpoint.requests[-1]
     assert request.query == {
-        "api-version": endpoint.api_version,
+        "api-version": endpoint.api_versions[0],
         "resource": "https://vault.azure.net",
     }
     assert azure.identities.system
@@ -546,9 +533,7 @@ def test_user_assigned_identity_by_other_names(
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
-def test_identity_that_is_not_assigned(
-    azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_identity_that_is_not_assigned(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     endpoint = endpoint_of(azure, name, monkeypatch)
     unavailable("Identity not found", client_id=str(uuid.uuid4()))
     assert endpoint.count("identity", status=400) == 1
@@ -568,21 +553,15 @@ def test_only_user_assigned_identity_stands_in_for_the_system_one(
     unavailable("Identity not found")
 
 
-@pytest.mark.parametrize(
-    ("name", "variable"), [("app_service", "IDENTITY_HEADER"), ("azure_ml", "MSI_SECRET")]
-)
-def test_wrong_identity_header(
-    azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, name: str, variable: str
-) -> None:
+@pytest.mark.parametrize(("name", "variable"), [("app_service", "IDENTITY_HEADER"), ("azure_ml", "MSI_SECRET")])
+def test_wrong_identity_header(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, name: str, variable: str) -> None:
     endpoint = endpoint_of(azure, name, monkeypatch)
     monkeypatch.setenv(variable, "wrong")
     unavailable("missing or wrong")
     assert endpoint.count("identity", status=401) == 1
 
 
-def test_azure_ml_that_wants_a_client_id(
-    azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_azure_ml_that_wants_a_client_id(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python SDK doesn't look at DEFAULT_IDENTITY_CLIENT_ID; a user has to name the client."""
     endpoint_of(azure, "azure_ml", monkeypatch)
     azure.azure_ml.require_client_id = True
@@ -603,7 +582,7 @@ def test_expiry_formats(azure: AzureStandIn) -> None:
     kinds = {}
     for name in ENDPOINTS:
         endpoint: IdentityEndpoint = getattr(azure, name)
-        params = query | {"api-version": endpoint.api_version}
+        params = query | {"api-version": endpoint.api_versions[0]}
         answer = requests.get(endpoint.endpoint, params, headers=headers[name], timeout=5).json()
         kinds[name] = (type(answer["expires_on"]), "expires_in" in answer)
         assert {"access_token", "resource", "token_type"} <= answer.keys()
@@ -616,12 +595,8 @@ def test_azure_ml_with_expiry_as_text(azure: AzureStandIn, monkeypatch: pytest.M
     assert read(azure, ManagedIdentityCredential(retry_total=0)).value == VALUE
 
 
-@pytest.mark.parametrize(
-    "headers", [{}, {"Metadata": "false"}, {"Metadata": "true", "X-Forwarded-For": "10.0.0.1"}]
-)
-def test_imds_refuses_requests_that_a_web_page_could_forge(
-    azure: AzureStandIn, headers: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("headers", [{}, {"Metadata": "false"}, {"Metadata": "true", "X-Forwarded-For": "10.0.0.1"}])
+def test_imds_refuses_requests_that_a_web_page_could_forge(azure: AzureStandIn, headers: dict[str, str]) -> None:
     params = {"api-version": "2018-02-01", "resource": "https://vault.azure.net"}
     answer = requests.get(azure.imds.endpoint, params, headers=headers, timeout=5)
     assert answer.status_code == 400
@@ -629,9 +604,7 @@ def test_imds_refuses_requests_that_a_web_page_could_forge(
 
 
 @pytest.mark.parametrize("status", [404, 410, 429, 500, 503])
-def test_imds_failure_that_passes(
-    azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
+def test_imds_failure_that_passes(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     endpoint_of(azure, "imds", monkeypatch)
     azure.imds.fail_next(status=status, times=1)
     credential = ManagedIdentityCredential()  # its first retry comes at once
@@ -640,9 +613,7 @@ def test_imds_failure_that_passes(
 
 
 @pytest.mark.parametrize("status", [404, 429, 500])
-def test_imds_failure_that_stays(
-    azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
+def test_imds_failure_that_stays(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     endpoint_of(azure, "imds", monkeypatch)
     azure.imds.fail_next(status=status)
     unavailable("no response from the IMDS endpoint")
@@ -660,9 +631,7 @@ def test_slow_imds(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch) -> None
 # --- the default chain ----------------------------------------------------------------------------
 
 
-def test_default_chain_from_the_environment(
-    azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_chain_from_the_environment(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust by REQUESTS_CA_BUNDLE, authority by AZURE_AUTHORITY_HOST: nothing by argument."""
     app = azure.entra.register_client(SECRET)
     for name, value in azure.environment(app, SECRET).items():
@@ -672,9 +641,7 @@ def test_default_chain_from_the_environment(
     assert client.get_secret("mlflow-auth").value == VALUE
 
 
-def test_default_chain_on_a_machine_with_an_identity(
-    azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_chain_on_a_machine_with_an_identity(azure: AzureStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint_of(azure, "app_service", monkeypatch)
     assert read(azure, DefaultAzureCredential()).value == VALUE
 
@@ -1065,7 +1032,7 @@ def test_script_serves_until_stdin_closes() -> None:
     """For tests in other languages: endpoints on stdout, commands on stdin."""
     command = [sys.executable, azure_stand_in.__file__]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
     assert process.stdin
     assert process.stdout
 
@@ -1087,9 +1054,7 @@ def test_script_serves_until_stdin_closes() -> None:
             disable_instance_discovery=True,
             **options,
         )
-        client = SecretClient(
-            hello["vault_url"], credential, verify_challenge_resource=False, **options
-        )
+        client = SecretClient(hello["vault_url"], credential, verify_challenge_resource=False, **options)
         assert client.get_secret(hello["secret_name"]).value == '{"token": "stand-in-token"}'
         assert call("vault.rotate", name="mlflow-auth", value="next")["result"]
         assert client.get_secret("mlflow-auth").value == "next"

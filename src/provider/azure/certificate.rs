@@ -352,7 +352,7 @@ fn not_pem(path: &Path, text: &[u8]) -> Problem {
             ),
         );
     }
-    invalid("which is not a PEM file", "name a file with -----BEGIN PRIVATE KEY----- and -----BEGIN CERTIFICATE-----")
+    invalid("which is not a PEM file", "name a text file with a block PRIVATE KEY and a block CERTIFICATE")
 }
 
 fn internal(what: &str) -> Error {

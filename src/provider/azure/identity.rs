@@ -150,7 +150,7 @@ impl Identity {
             let started = Instant::now();
             let result = self.ask(*sign_in, scopes, others_could_win).await;
             let outcome = match &result {
-                Ok(_) => format!("signed in as {}", self.description(*sign_in)),
+                Ok(_) => format!("signed in to Azure as {}", self.description(*sign_in)),
                 Err(Miss::Unavailable(reason)) => reason.clone(),
                 Err(Miss::Failed(error)) => format!("{}: {}", error.code(), error.message()),
             };
@@ -172,7 +172,7 @@ impl Identity {
     fn won(&self, attempt: &Attempt) {
         self.memory.winner.store(Some(Arc::new(attempt.sign_in)));
         log::info!(target: "mlflow_secrets_auth.azure", event = "signed_in", credential = attempt.sign_in.name(),
-            duration_ms = attempt.took.as_millis() as u64; "signed in to Azure with {attempt}");
+            duration_ms = attempt.took.as_millis() as u64; "{attempt}");
     }
 
     fn winner_failed(&self, winner: SignIn, miss: Miss) -> Error {

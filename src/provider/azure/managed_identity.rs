@@ -110,7 +110,7 @@ impl ManagedIdentity {
             return Miss::Failed(unexpected("the answer of the managed identity endpoint"));
         };
         match failure.status() {
-            Some(400) if failure.aadsts().is_none() => Miss::Failed(self.not_assigned(failure)),
+            Some(400) if is_about_the_identity(failure) => Miss::Failed(self.not_assigned(failure)),
             // Not Azure's: other clouds have a metadata service at the same address.
             Some(status @ (401 | 403)) if is_metadata(&failure.peer) => Miss::Unavailable(format!(
                 "the metadata service at {METADATA} refused (HTTP {status}), as one that is not Azure's does"
@@ -148,6 +148,13 @@ impl ManagedIdentity {
         };
         Error::new(ErrorCode::AzureIdentityNotAssigned, format!("{what}, says {} (HTTP 400)", failure.peer), hint)
     }
+}
+
+/// "Identity not found", "Multiple user assigned identities exist", and no answer but the status, as in the SDK.
+fn is_about_the_identity(failure: &Failure) -> bool {
+    let texts = ["/error_description", "/message", "/Message"];
+    let text = texts.iter().find_map(|pointer| failure.text_at(pointer));
+    failure.aadsts().is_none() && text.is_none_or(|text| text.contains("dentity") || text.contains("identities"))
 }
 
 fn is_metadata(peer: &Peer) -> bool {

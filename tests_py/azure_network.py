@@ -1,0 +1,133 @@
+"""Networks for the Azure tests: one where Azure's names lead to a stand-in, one that has a metadata service."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import selectors
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from fcntl import ioctl
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+
+METADATA_ADDRESS = ("169.254.169.254", 80)
+
+CLONE_NEWNET = 0x40000000
+SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFADDR = 0x8913, 0x8914, 0x8916
+IFF_UP = 1
+
+
+class Proxy(AbstractContextManager["Proxy"]):
+    """A CONNECT proxy that leads hosts by their suffix to ports of this machine, and records the hosts."""
+
+    def __init__(self, ports: dict[str, int]) -> None:
+        self.asked: list[str] = []
+        outer = self
+
+        class Handler(StreamRequestHandler):
+            def handle(self) -> None:
+                method, target, _ = self.rfile.readline().decode().split(" ", 2)
+                while self.rfile.readline() not in (b"\r\n", b""):
+                    pass
+                outer.asked.append(target if method == "CONNECT" else f"{method} {target}")
+                host = target.rpartition(":")[0]
+                port = next((port for suffix, port in ports.items() if host.endswith(suffix)), None)
+                if method != "CONNECT" or port is None:
+                    self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+                    return
+                with socket.create_connection(("127.0.0.1", port)) as peer:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                    _splice(self.connection, peer)
+
+        class Server(ThreadingTCPServer):
+            daemon_threads = True
+            block_on_close = False
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _splice(one: socket.socket, other: socket.socket) -> None:
+    with selectors.DefaultSelector() as selector, contextlib.suppress(OSError):
+        selector.register(one, selectors.EVENT_READ, other)
+        selector.register(other, selectors.EVENT_READ, one)
+        while True:
+            for key, _ in selector.select():
+                data = key.fileobj.recv(65536)  # type: ignore[union-attr]
+                if not data:
+                    return
+                key.data.sendall(data)
+
+
+class PrivateNetwork:
+    """A network of this test run's own, in which the metadata service's address is free to be used.
+
+    Linux gives each thread its own view of the network, so a thread that is `inside` has this one, and so have sockets
+    and threads made there; everything else is as before. Needs root.
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = -1
+        problem: list[BaseException] = []
+
+        def make() -> None:
+            try:
+                self._call("unshare", CLONE_NEWNET)
+                self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+                _bring_up("lo")
+                _bring_up("lo:0", METADATA_ADDRESS[0])
+            except OSError as error:
+                problem.append(error)
+
+        # In a thread that ends, so that no thread of the test run is left in there.
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        if problem:
+            raise RuntimeError("a network of its own needs root (CAP_SYS_ADMIN)") from problem[0]
+
+    def _call(self, name: str, *arguments: int) -> None:
+        if getattr(self._libc, name)(*arguments) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Within the block, this thread is in the network."""
+        outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            self._call("setns", self._fd, CLONE_NEWNET)
+            try:
+                yield
+            finally:
+                self._call("setns", outside, CLONE_NEWNET)
+        finally:
+            os.close(outside)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _bring_up(interface: str, address: str | None = None) -> None:
+    name = interface.encode()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        if address:
+            request = struct.pack("16sH2s4s8s", name, socket.AF_INET, b"", socket.inet_aton(address), b"")
+            ioctl(control, SIOCSIFADDR, request)
+        answer = ioctl(control, SIOCGIFFLAGS, struct.pack("16sH14s", name, 0, b""))
+        (flags,) = struct.unpack("16xH14x", answer)
+        ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14s", name, flags | IFF_UP, b""))
