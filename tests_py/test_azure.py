@@ -36,7 +36,15 @@ from azure_referee import URL, Verdict, failure, official, ours
 from azure_stand_in import App, AzureStandIn, ClientCertificate, FederatedIssuer
 from azure_stand_in_server import key_pem
 from conftest import Configure
-from mlflow_secrets_auth import ConfigurationError, SecretsAuthError, cache_info, clear_cache, headers_for, refresh
+from mlflow_secrets_auth import (
+    ConfigurationError,
+    SecretsAuthError,
+    _core,
+    cache_info,
+    clear_cache,
+    headers_for,
+    refresh,
+)
 
 __all__ = ["azure", "azure_servers"]
 
@@ -1060,3 +1068,9 @@ def test_the_referee_is_asked_for_the_same_secret(signed_up: App) -> None:
     with DefaultAzureCredential(disable_instance_discovery=True) as credential:
         client = SecretClient(os.environ["MLFLOW_AZURE_KEY_VAULT_URL"], credential, verify_challenge_resource=False)
         assert client.get_secret("mlflow-auth").value == TOKEN
+
+
+def test_the_guide_names_every_code() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "azure.md").read_text()
+    named = set(re.findall(r"`(azure\.\w+)`", guide))
+    assert named == {code["code"] for code in _core.error_codes() if code["code"].startswith("azure.")}

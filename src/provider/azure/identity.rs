@@ -118,14 +118,13 @@ impl Identity {
             options
         };
         let wanted = |sign_in| settings.sign_ins.contains(&sign_in);
-        let service_principal = match wanted(SignIn::Environment) {
-            true => service_principal(settings, options())?,
-            false => None,
-        };
+        let service_principal =
+            if wanted(SignIn::Environment) { service_principal(settings, options())? } else { None };
         // Where a service principal is configured the chain ends with it, and the token's file doesn't matter.
-        let workload = match wanted(SignIn::WorkloadIdentity) && service_principal.is_none() {
-            true => workload(settings, options())?,
-            false => None,
+        let workload = if wanted(SignIn::WorkloadIdentity) && service_principal.is_none() {
+            workload(settings, options())?
+        } else {
+            None
         };
         Ok(Self {
             settings: Arc::clone(settings),

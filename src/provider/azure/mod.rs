@@ -86,9 +86,10 @@ impl AzureProvider {
             })
         };
         let for_vault = client(settings.vault.is_loopback())?;
-        let for_entra = match settings.authority.is_loopback() == settings.vault.is_loopback() {
-            true => for_vault.clone(),
-            false => client(settings.authority.is_loopback())?,
+        let for_entra = if settings.authority.is_loopback() == settings.vault.is_loopback() {
+            for_vault.clone()
+        } else {
+            client(settings.authority.is_loopback())?
         };
         let identity = Identity::new(settings, &for_entra, &self.seen, &self.memory)?;
         let address = settings.vault.to_string();

@@ -301,10 +301,12 @@ fn vault(reader: &mut Reader<'_>, named: Option<Cloud>, authority: Option<&Origi
 
 /// An https URL of nothing but host and port: the SDK sends no token over http, and the path is ours to make.
 fn vault_url(reader: &mut Reader<'_>, url: &str) -> Option<Origin> {
+    let variables = [&var::MLFLOW_AZURE_KEY_VAULT_URL, &var::AZURE_KEY_VAULT_URL];
+    let variable = variables[usize::from(reader.text(variables[0]).is_none())];
     let origin = Origin::of(url).ok().filter(|origin| origin.scheme() == Scheme::Https);
     let bare = Url::parse(url).is_ok_and(|url| url.path() == "/" && url.query().is_none() && url.fragment().is_none());
     if origin.is_none() || !bare {
-        reader.invalid(&var::MLFLOW_AZURE_KEY_VAULT_URL, &redacted(url), None);
+        reader.invalid(variable, &redacted(url), None);
         return None;
     }
     origin
