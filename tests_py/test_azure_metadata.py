@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from azure_fixtures import silence
 from azure_network import METADATA_ADDRESS, PrivateNetwork
 from azure_referee import URL, Verdict, failure, official, ours
 from azure_stand_in import AzureStandIn
 from conftest import Configure
 from loopback import Loopback
 from mlflow_secrets_auth import clear_cache, headers_for, refresh
+
+__all__ = ["silence"]
 
 TOKEN = "canary-mlflow-token"
 NUMBERS = itertools.count(100_000)
