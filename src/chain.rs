@@ -157,7 +157,7 @@ impl ProviderChain {
         self.health.load().down.iter().map(|down| down.until).min()
     }
 
-    /// Who the providers are signed in as, and how that was found out, a line each.
+    /// The ways to sign in that the providers tried: [`Provider::identity_report`].
     pub fn identity_report(&self) -> Vec<String> {
         self.links.iter().flat_map(|link| link.provider.identity_report()).collect()
     }

@@ -140,6 +140,11 @@ fn examine_provider(
             findings.push(finding(Status::Skip, "header.built", format!("{name}{role}: needs the secret"), None));
         }
         Ok(fetched) => {
+            // The winner, and below it the ways that were tried before.
+            if let Some((winner, tried)) = chain.identity_report().split_last() {
+                let tried: String = tried.iter().map(|line| format!("\n  {line}")).collect();
+                findings.push(finding(Status::Pass, "identity.found", format!("{name}{role}: {winner}{tried}"), None));
+            }
             let version = fetched.version.map(|version| format!(", version {version}")).unwrap_or_default();
             let took = started.elapsed().as_millis();
             findings.push(finding(
@@ -148,9 +153,6 @@ fn examine_provider(
                 format!("{name}{role}: {}{version}, in {took} ms", fetched.location),
                 None,
             ));
-            for line in chain.identity_report() {
-                findings.push(finding(Status::Pass, "identity.tried", format!("{name}{role}: {line}"), None));
-            }
             let shape = shape(&fetched.credential.headers);
             if fetched.credential.looks_basic {
                 findings.push(finding(

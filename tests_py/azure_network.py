@@ -98,7 +98,10 @@ class PrivateNetwork:
         thread.start()
         thread.join()
         if problem:
-            raise RuntimeError("a network of its own needs root (CAP_SYS_ADMIN)") from problem[0]
+            raise RuntimeError(
+                "a network of its own needs root; without it, run `unshare --user --map-root-user --net "
+                "python -m pytest tests_py/test_azure_metadata.py`, where the system permits that"
+            ) from problem[0]
 
     def _call(self, name: str, *arguments: int) -> None:
         if getattr(self._libc, name)(*arguments) != 0:

@@ -855,13 +855,15 @@ def test_the_winner_is_logged_once_and_shown_by_doctor(
     shows_no_secret(caplog.text)
 
 
-def test_doctor_lists_the_chain(azure: AzureStandIn, use: Callable[..., None]) -> None:
+def test_doctor_shows_the_winner_and_what_was_tried_before(azure: AzureStandIn, use: Callable[..., None]) -> None:
     use(azure.app_service.environment())
     command = [str(Path(sys.executable).parent / "mlflow-secrets-auth"), "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "ManagedIdentityCredential" in done.stdout, done.stdout + done.stderr
-    assert "EnvironmentCredential" in done.stdout
     shows_no_secret(done.stdout + done.stderr)
+    (found,) = re.findall(r'"message": "(azure-key-vault: ManagedIdentityCredential[^"]*)"', done.stdout)
+    assert re.match(r"azure-key-vault: ManagedIdentityCredential \(\d+ ms\): signed in", found)
+    assert "EnvironmentCredential (" in found
+    assert "WorkloadIdentityCredential (" in found
 
 
 # --- the vault --------------------------------------------------------------------------------------------------------

@@ -186,7 +186,8 @@ pub trait Provider: Send + Sync {
         None
     }
 
-    /// Who the provider is signed in as and how that was found out, a line each, for `doctor`.
+    /// The ways to sign in that were tried, a line each, the one that succeeded last. For `doctor`; empty where there is
+    /// nothing to tell.
     fn identity_report(&self) -> Vec<String> {
         Vec::new()
     }
