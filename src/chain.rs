@@ -242,7 +242,7 @@ fn timed_out(provider: &dyn Provider, total: Duration, last: Option<ErrorCode>) 
     let name = provider.kind().name();
     Error::new(
         ErrorCode::FetchTimeout,
-        format!("{name} gave no credential within {:.1} s{doing}{before}", total.as_secs_f64()),
+        format!("{name} gave no credential within {:.1} s{before}{doing}", total.as_secs_f64()),
         "check that this machine reaches the backend, or raise MLFLOW_SECRETS_TIMEOUT_SEC",
     )
     .with_outlook(Outlook::Unreachable)

@@ -656,6 +656,17 @@ def test_an_identity_endpoint_that_fails(
     agree_on_failure(code)
 
 
+def test_the_platforms_variables_count_only_in_the_process(azure: AzureStandIn, use: Callable[..., None]) -> None:
+    """The SDK reads them from there; settings that say otherwise are told so, and no other identity is taken."""
+    use()
+    given = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "AZURE_", "SSL_"))}
+    with pytest.raises(SecretsAuthError) as caught:
+        headers_for(URL, settings={**given, **azure.app_service.environment()})
+    assert caught.value.code == "azure.no_identity"
+    assert "must be set in the environment of the process" in caught.value.message
+    assert headers_for(URL, settings={**given, **azure.azure_ml.environment()}) == {"Authorization": TOKEN}
+
+
 def test_azure_ml_names_its_default_identity(azure: AzureStandIn, use: Callable[..., None]) -> None:
     azure.azure_ml.require_client_id = True
     identity = azure.identities.assign()
