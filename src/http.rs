@@ -17,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const POOL_IDLE: Duration = Duration::from_secs(1);
 
 /// No answer that we want is larger.
-const MAX_BODY: usize = 1 << 20;
+pub(crate) const MAX_BODY: usize = 1 << 20;
 
 /// The CA certificates that a backend's certificate must lead to.
 #[derive(Clone, Debug, Default, PartialEq)]

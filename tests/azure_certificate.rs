@@ -127,3 +127,26 @@ fn a_certificate_counts_only_in_its_time() {
         assert!(error.message().contains(words), "{error}");
     }
 }
+
+/// A file that is damaged in any place is refused or still usable, and nothing breaks down.
+#[test]
+fn damaged_files_do_no_harm() {
+    let folder = std::env::temp_dir().join(format!("azure-certificate-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let damaged = CertificateFile { path: folder.join("c.pem"), password: Some(PASSWORD.into()), send_chain: false };
+    for name in ["pkcs8.pem", "pkcs1.pem", "aes256-sha256.pem", "store.pfx"] {
+        let whole = std::fs::read(file(name, None).path).expect("test data");
+        for place in (0..whole.len()).step_by(37) {
+            for (byte, keep) in [(b'A', whole.len()), (b'-', whole.len()), (whole[place], place)] {
+                let mut content = whole.clone();
+                content[place] = byte;
+                content.truncate(keep);
+                std::fs::write(&damaged.path, &content).expect("written");
+                if let Err(error) = ClientCertificate::load(&damaged, SystemTime::now()) {
+                    assert!(!error.message().is_empty());
+                }
+            }
+        }
+    }
+    std::fs::remove_dir_all(&folder).expect("removed");
+}

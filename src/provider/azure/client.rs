@@ -6,7 +6,6 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,10 +19,7 @@ use futures_util::StreamExt as _;
 use serde_json::Value;
 
 use crate::error::{Error, ErrorCode, Outlook};
-use crate::http::TransportFailure;
-
-/// No answer that we want is larger.
-const MAX_BODY: usize = 1 << 20;
+use crate::http::{self, TransportFailure};
 
 /// Whom an exchange is with.
 #[derive(Clone, Debug, PartialEq)]
@@ -223,16 +219,7 @@ pub fn aadsts_in(text: &str) -> Option<u64> {
 
 /// Finds the cause of a type in an error of the SDK.
 pub fn cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        // io::Error hides the error that it wraps from source(), so step into it by hand.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = wrapped.map(|inner| inner as &(dyn StdError + 'static)).or_else(|| error.source());
-    }
-    None
+    http::sources(error).find_map(|source| source.downcast_ref())
 }
 
 /// The SDK's options for exchanges with `peer`: our client, and no repetition.
@@ -271,7 +258,7 @@ impl Exchange {
         let mut body = Vec::new();
         while let Some(chunk) = stream.next().await {
             let chunk = chunk.map_err(|e| self.failed(FailureKind::Transport(TransportFailure::of(&e))))?;
-            if body.len() + chunk.len() > MAX_BODY {
+            if body.len() + chunk.len() > http::MAX_BODY {
                 return Err(self.failed(FailureKind::Odd("the answer is larger than 1 MiB")));
             }
             body.extend_from_slice(&chunk);

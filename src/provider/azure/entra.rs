@@ -49,6 +49,11 @@ fn numbered(settings: &AzureSettings, presented: Presented, status: u16, number:
             format!("Microsoft Entra ID at {authority} has no tenant {tenant} {shown}"),
             "check AZURE_TENANT_ID, and the cloud: AZURE_CLOUD_ENVIRONMENT or AZURE_AUTHORITY_HOST",
         ),
+        900432 | 900439 => Error::new(
+            ErrorCode::AzureTenantUnknown,
+            format!("the tenant {tenant} is in another cloud than Microsoft Entra ID at {authority} {shown}"),
+            "set AZURE_CLOUD_ENVIRONMENT or AZURE_AUTHORITY_HOST to the cloud of the tenant",
+        ),
         700016 => Error::new(
             ErrorCode::AzureClientUnknown,
             format!("the tenant {tenant} has no application {client} {shown}"),

@@ -102,7 +102,8 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// The chain that the settings describe; `http` is for Microsoft Entra ID. Nothing is sent.
+    /// The chain that the settings describe; `http` is for Microsoft Entra ID. Nothing is sent. A certificate must be valid
+    /// at `now`.
     ///
     /// # Errors
     /// What a configured certificate or token file lacks, so that it is known before anything is sent.
@@ -111,6 +112,7 @@ impl Identity {
         http: &reqwest::Client,
         seen: &Arc<Seen>,
         memory: &Arc<Memory>,
+        now: SystemTime,
     ) -> Result<Self> {
         let options = || {
             let mut options = client::options(http, Peer::Entra(settings.authority.to_string()), seen);
@@ -119,7 +121,7 @@ impl Identity {
         };
         let wanted = |sign_in| settings.sign_ins.contains(&sign_in);
         let service_principal =
-            if wanted(SignIn::Environment) { service_principal(settings, options())? } else { None };
+            if wanted(SignIn::Environment) { service_principal(settings, options(), now)? } else { None };
         // Where a service principal is configured the chain ends with it, and the token's file doesn't matter.
         let workload = if wanted(SignIn::WorkloadIdentity) && service_principal.is_none() {
             workload(settings, options())?
@@ -357,7 +359,11 @@ fn cloud(authority: &str) -> CloudConfiguration {
     configuration.into()
 }
 
-fn service_principal(settings: &AzureSettings, options: ClientOptions) -> Result<Option<Arc<dyn TokenCredential>>> {
+fn service_principal(
+    settings: &AzureSettings,
+    options: ClientOptions,
+    now: SystemTime,
+) -> Result<Option<Arc<dyn TokenCredential>>> {
     let (Some(tenant), Some(client)) = (&settings.tenant_id, &settings.client_id) else { return Ok(None) };
     if let Some(secret) = &settings.client_secret {
         let options = ClientSecretCredentialOptions { client_options: options };
@@ -366,7 +372,7 @@ fn service_principal(settings: &AzureSettings, options: ClientOptions) -> Result
         return made(credential.map(|credential| credential as _)).map(Some);
     }
     let Some(file) = &settings.certificate else { return Ok(None) };
-    ClientCertificate::load(file, SystemTime::now())?;
+    ClientCertificate::load(file, now)?;
     let assertion = CertificateAssertion {
         file: file.clone(),
         audience: format!("{}/{tenant}/oauth2/v2.0/token", settings.authority),

@@ -56,7 +56,7 @@ impl AzureProvider {
         let slot = self.secrets.get();
         let (secrets, is_new) = match slot.load_full() {
             Some(secrets) => (secrets, false),
-            None => (self.connect(&slot)?, true),
+            None => (self.connect(&slot, clock)?, true),
         };
         match self.read(&secrets, clock).await {
             // The token was good until now: revoked, or the vault has moved. Sign in anew, which the SDK's own cache of
@@ -66,7 +66,7 @@ impl AzureProvider {
                 if is_new {
                     return Err(error);
                 }
-                let secrets = self.connect(&slot)?;
+                let secrets = self.connect(&slot, clock)?;
                 self.read(&secrets, clock).await
             }
             result => result,
@@ -74,7 +74,7 @@ impl AzureProvider {
     }
 
     /// A client with tokens of its own. Nothing is sent yet.
-    fn connect(&self, slot: &ArcSwapOption<SecretClient>) -> Result<Arc<SecretClient>> {
+    fn connect(&self, slot: &ArcSwapOption<SecretClient>, clock: &dyn Clock) -> Result<Arc<SecretClient>> {
         let settings = &self.settings;
         let client = |loopback| {
             http::client(&ClientOptions {
@@ -91,7 +91,7 @@ impl AzureProvider {
         } else {
             client(settings.authority.is_loopback())?
         };
-        let identity = Identity::new(settings, &for_entra, &self.seen, &self.memory)?;
+        let identity = Identity::new(settings, &for_entra, &self.seen, &self.memory, clock.calendar())?;
         let address = settings.vault.to_string();
         let options = SecretClientOptions {
             client_options: client::options(&for_vault, Peer::Vault(address.clone()), &self.seen),
