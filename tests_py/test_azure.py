@@ -1,8 +1,8 @@
 """The Azure Key Vault provider against the stand-in, with Microsoft's own client as the referee.
 
-Where `REAL_AZURE_KEY_VAULT_URL`, `REAL_AZURE_SECRET_NAME`, `REAL_AZURE_TENANT_ID`, `REAL_AZURE_CLIENT_ID` and
-`REAL_AZURE_CLIENT_SECRET` are set (an identity that may read the secret, which holds a token), the tests that take
-`target` run against that vault in place of the stand-in.
+The tests that take `target` run against another vault, a real one for example, where `REAL_MLFLOW_AZURE_KEY_VAULT_URL` is
+set: then every variable `REAL_X` gives the value of `X`. Needed are `REAL_MLFLOW_AZURE_SECRET_NAME` (a plain token),
+`REAL_AZURE_TENANT_ID`, `REAL_AZURE_CLIENT_ID` and `REAL_AZURE_CLIENT_SECRET` of an identity that may read it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SUBJECT = "system:serviceaccount:ns:mlflow"
 RAW = {"MLFLOW_AZURE_AUTH_MODE": "raw"}
 NUMBERS = itertools.count(1)
 
-REAL = {name: value for name, value in os.environ.items() if name.startswith("REAL_AZURE_")}
+REAL = {name.removeprefix("REAL_"): value for name, value in os.environ.items() if name.startswith("REAL_")}
 
 
 # --- tools ------------------------------------------------------------------------------------------------------------
@@ -105,21 +105,11 @@ def signed_up(azure: AzureStandIn, use: Callable[..., None]) -> App:
 @pytest.fixture
 def target(request: pytest.FixtureRequest, configure: Configure) -> None:
     """The real vault where one is named, else the stand-in, and a service principal that may read there."""
-    if not REAL:
+    if "MLFLOW_AZURE_KEY_VAULT_URL" not in REAL:
         request.getfixturevalue("signed_up")
         return
-    configure(
-        {
-            "MLFLOW_SECRETS_AUTH_ENABLE": "azure-key-vault",
-            "MLFLOW_AZURE_AUTH_MODE": "raw",
-            "MLFLOW_AZURE_TTL_SEC": "0",
-            "MLFLOW_AZURE_KEY_VAULT_URL": REAL["REAL_AZURE_KEY_VAULT_URL"],
-            "MLFLOW_AZURE_SECRET_NAME": REAL["REAL_AZURE_SECRET_NAME"],
-            "AZURE_TENANT_ID": REAL["REAL_AZURE_TENANT_ID"],
-            "AZURE_CLIENT_ID": REAL["REAL_AZURE_CLIENT_ID"],
-            "AZURE_CLIENT_SECRET": REAL["REAL_AZURE_CLIENT_SECRET"],
-        }
-    )
+    enabled = {"MLFLOW_SECRETS_AUTH_ENABLE": "azure-key-vault", "MLFLOW_AZURE_TTL_SEC": "0"}
+    configure({**enabled, "MLFLOW_AZURE_AUTH_MODE": "raw", **REAL})
 
 
 def as_principal(app: App, secret: str | None = SECRET) -> dict[str, str]:
