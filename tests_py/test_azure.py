@@ -1,8 +1,9 @@
 """The Azure Key Vault provider against the stand-in, with Microsoft's own client as the referee.
 
-The tests that take `target` run against another vault, a real one for example, where `REAL_MLFLOW_AZURE_KEY_VAULT_URL` is
-set: then every variable `REAL_X` gives the value of `X`. Needed are `REAL_MLFLOW_AZURE_SECRET_NAME` (a plain token),
-`REAL_AZURE_TENANT_ID`, `REAL_AZURE_CLIENT_ID` and `REAL_AZURE_CLIENT_SECRET` of an identity that may read it.
+The tests that take `target` run against another vault, a real one for example, where
+`REAL_MLFLOW_AZURE_KEY_VAULT_URL` is set: then every variable `REAL_X` gives the value of `X`. Needed are
+`REAL_MLFLOW_AZURE_SECRET_NAME` (a plain token), `REAL_AZURE_TENANT_ID`, `REAL_AZURE_CLIENT_ID` and
+`REAL_AZURE_CLIENT_SECRET` of an identity that may read it.
 """
 
 from __future__ import annotations
