@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from aws_servers import AwsLike, Hanging, refusal
+from azure_like import AzureLike
 from conftest import Configure
 from forks import child_gets
 from loopback import Answer, Loopback, VaultLike
@@ -27,10 +28,14 @@ class Backend:
     """A look-alike, and how the tests talk about it."""
 
     name: str
-    server: VaultLike | AwsLike
+    server: VaultLike | AwsLike | AzureLike
     prefix: str
     address: str
     denial: Answer
+
+    def at(self, url: str) -> dict[str, str]:
+        """The setting that names another server in its place."""
+        return {self.address: url.replace("http://", "https://") if self.name == "azure" else url}
 
     def settings(self, **more: str) -> dict[str, str]:
         """Settings, with ``TTL`` and ``MODE`` standing for the provider's own variables."""
@@ -38,9 +43,10 @@ class Backend:
         return self.server.settings(**{own.get(name, name): value for name, value in more.items()})
 
 
-KINDS: dict[str, tuple[Callable[[], VaultLike | AwsLike], str, str, Answer]] = {
+KINDS: dict[str, tuple[Callable[[], VaultLike | AwsLike | AzureLike], str, str, Answer]] = {
     "vault": (VaultLike, "VAULT", "VAULT_ADDR", Answer(403)),
     "aws": (AwsLike, "AWS", "AWS_ENDPOINT_URL", refusal("AccessDeniedException", "no")),
+    "azure": (AzureLike, "AZURE", "MLFLOW_AZURE_KEY_VAULT_URL", Answer(403)),
 }
 
 
@@ -153,14 +159,14 @@ def test_the_last_credential_does_not_outlast_a_refusal(backend, configure: Conf
 
 def test_nobody_listens(backend, configure: Configure) -> None:
     configure(backend.settings(MLFLOW_SECRETS_MAX_RETRIES="1"))
-    configure({backend.address: f"http://127.0.0.1:{free_port()}"})
+    configure(backend.at(f"http://127.0.0.1:{free_port()}"))
     assert failure().code == f"{backend.name}.unreachable"
 
 
 def test_a_hang_ends_at_the_deadline(backend, configure: Configure) -> None:
     with Hanging() as server:
         configure(backend.settings(MLFLOW_SECRETS_TIMEOUT_SEC="1", MLFLOW_SECRETS_MAX_RETRIES="5"))
-        configure({backend.address: server.url})
+        configure(backend.at(server.url))
         started = time.monotonic()
         assert failure().code == "fetch.timeout"
         assert time.monotonic() - started < 2
