@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,9 @@ use crate::header::AuthHeaders;
 use crate::origin::Origin;
 use crate::provider::ProviderKind;
 use crate::retry::Budget;
-use crate::runtime::{Driver, INTERRUPT_SLICE, Interrupt, Local, ProcessLocal, UNINTERRUPTED, interrupted};
+use crate::runtime::{
+    Driver, INTERRUPT_SLICE, Interrupt, Local, ProcessLocal, UNINTERRUPTED, inside_fetch, interrupted,
+};
 
 /// With a usable credential in hand, a fetch that fails must not hold requests up for longer than this.
 const BUDGET_WITH_STALE: Duration = Duration::from_secs(2);
@@ -28,6 +30,10 @@ const LAST_REST: Duration = Duration::from_secs(60);
 const LEAST_LIFETIME: Duration = Duration::from_secs(1);
 /// How many origins' denials are remembered.
 const MAX_DENIALS: usize = 64;
+
+const SILENT: u8 = 0;
+const WARNED: u8 = 1;
+const ERROR_SHOWN: u8 = 2;
 
 static NEXT_GENERATION: AtomicU64 = AtomicU64::new(1);
 static FINGERPRINT_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -177,7 +183,10 @@ pub struct FetchLimits {
 pub struct CredentialCache {
     value: ArcSwapOption<Cached>,
     denials: ArcSwap<Denials>,
-    failing: ArcSwapOption<Error>,
+    /// How much of the failures since the last success was logged: [`SILENT`], [`WARNED`] or [`ERROR_SHOWN`].
+    episode: AtomicU8,
+    /// The backend has answered that the credential at hand is no more: it is not used past its TTL.
+    disowned: AtomicBool,
     flight: ProcessLocal<Flight>,
     counters: Counters,
     chain: ProviderChain,
@@ -200,6 +209,15 @@ struct Denial {
     generation: u64,
     read_again_at: Duration,
     rest: Duration,
+    /// A 403: whoever it is may not do this, and will not because we ask again.
+    forbidden: bool,
+}
+
+/// What a server said about a credential.
+struct Denied<'a> {
+    origin: &'a Origin,
+    generation: u64,
+    status: u16,
 }
 
 /// A place for one leader and any number of followers.
@@ -235,6 +253,9 @@ impl Leader {
 
 impl Drop for Leader {
     fn drop(&mut self) {
+        if self.flight.is_inherited() {
+            return;
+        }
         let mut state = self.flight.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.flying = false;
         state.landings += 1;
@@ -252,10 +273,13 @@ enum Seat {
 impl CredentialCache {
     /// A cache in front of `chain`.
     pub fn new(chain: ProviderChain, limits: FetchLimits, clock: Arc<dyn Clock>) -> Arc<Self> {
+        // Now, and not in the middle of a fetch: a fork at that moment would leave the child waiting for it.
+        LazyLock::force(&FINGERPRINT_KEY);
         Arc::new(Self {
             value: ArcSwapOption::empty(),
             denials: ArcSwap::default(),
-            failing: ArcSwapOption::empty(),
+            episode: AtomicU8::new(SILENT),
+            disowned: AtomicBool::new(false),
             flight: ProcessLocal::new(Flight::default),
             counters: Counters::new(),
             chain,
@@ -288,9 +312,10 @@ impl CredentialCache {
             return Ok(cached);
         }
         self.counters.count(|counters| &counters.misses);
+        let deadline = self.deadline();
         loop {
-            match self.board(interrupt)? {
-                Seat::Leader(leader) => return self.lead(leader, interrupt, false),
+            match self.board(interrupt, deadline)? {
+                Seat::Leader(leader) => return self.lead(leader, interrupt, deadline, false),
                 // Without caching, what another request fetched is not this one's.
                 Seat::Follower(Ok(cached)) if cached.uncached => {}
                 Seat::Follower(outcome) => return outcome,
@@ -303,10 +328,11 @@ impl CredentialCache {
     /// # Errors
     /// As [`get`](Self::get); a stale credential is no answer here.
     pub fn refresh(self: &Arc<Self>, interrupt: Interrupt<'_>) -> Result<Arc<Cached>> {
+        let deadline = self.deadline();
         loop {
-            if let Seat::Leader(leader) = self.board(interrupt)? {
+            if let Seat::Leader(leader) = self.board(interrupt, deadline)? {
                 self.chain.pass_caches();
-                return self.lead(leader, interrupt, true);
+                return self.lead(leader, interrupt, deadline, true);
             }
         }
     }
@@ -318,7 +344,8 @@ impl CredentialCache {
     /// while (401) or before its TTL ends (403), so that permissions that are missing do not become a stream of reads.
     ///
     /// # Errors
-    /// Only [`ErrorCode::FetchInterrupted`]: where the backend fails, the server's own answer is the better news.
+    /// Only [`ErrorCode::FetchInterrupted`]: where the backend fails, or another thread is busy with it for longer than
+    /// the deadline, the server's own answer is the better news.
     pub fn denied(
         self: &Arc<Self>,
         origin: &Origin,
@@ -330,6 +357,7 @@ impl CredentialCache {
             self.denials
                 .rcu(|denials| Denials { rejected: denials.rejected.max(generation), ..Denials::clone(denials) });
         }
+        let deadline = self.deadline();
         loop {
             if let Some(newer) = self.newer_than(generation) {
                 return Ok(Some(newer));
@@ -337,10 +365,14 @@ impl CredentialCache {
             if !self.may_read_again(origin, generation) {
                 return Ok(None);
             }
-            match self.board(interrupt)? {
-                Seat::Follower(_) => {}
-                Seat::Leader(leader) => return self.read_after_denial(leader, origin, generation, status, interrupt),
-            }
+            let leader = match self.board(interrupt, deadline) {
+                Ok(Seat::Leader(leader)) => leader,
+                Ok(Seat::Follower(_)) => continue,
+                Err(error) if error.code() == ErrorCode::FetchTimeout => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let denied = Denied { origin, generation, status };
+            return self.read_after_denial(leader, denied, interrupt, deadline);
         }
     }
 
@@ -348,19 +380,21 @@ impl CredentialCache {
     /// not read again on behalf of this origin for a while.
     pub fn denied_when_new(&self, origin: &Origin, generation: u64, status: u16) {
         let now = self.clock.now();
-        let ttl_ends = self.value.load().as_ref().map_or(now, |cached| cached.fresh_until);
         self.denials.rcu(|denials| {
             let mut denials = Denials::clone(denials);
             if status == 401 {
                 denials.rejected = denials.rejected.max(generation);
             }
-            let before = denials.by_origin.get(origin).filter(|before| before.generation == generation);
+            // Where every read mints a new secret, each generation is denied once; that is one story, too, as long as
+            // the denials follow one another.
+            let goes_on = |before: &&Denial| before.generation == generation || now < before.read_again_at + LAST_REST;
+            let before = denials.by_origin.get(origin).filter(goes_on);
             let rest = before.map_or(FIRST_REST, |before| (before.rest * 2).min(LAST_REST));
-            let read_again_at = if status == 401 { now + rest } else { ttl_ends.max(now + FIRST_REST) };
+            let denial = Denial { generation, read_again_at: now + rest, rest, forbidden: status != 401 };
             if denials.by_origin.len() >= MAX_DENIALS && !denials.by_origin.contains_key(origin) {
                 denials.by_origin.clear();
             }
-            denials.by_origin.insert(origin.clone(), Denial { generation, read_again_at, rest });
+            denials.by_origin.insert(origin.clone(), denial);
             denials
         });
     }
@@ -369,7 +403,7 @@ impl CredentialCache {
     pub fn clear(&self) {
         self.value.store(None);
         self.denials.store(Arc::default());
-        self.failing.store(None);
+        self.episode.store(SILENT, Ordering::Relaxed);
         self.chain.forget_failures();
     }
 
@@ -388,9 +422,18 @@ impl CredentialCache {
         &*self.clock
     }
 
-    fn board(&self, interrupt: Interrupt<'_>) -> Result<Seat> {
-        let flight = self.flight.get();
-        loop {
+    /// The end of a caller's patience, wherever the time goes: waiting for another's fetch, or fetching.
+    fn deadline(&self) -> Duration {
+        self.clock.now() + self.limits.timeout
+    }
+
+    /// Waits for the flight that is under way, or gives the right to make one.
+    fn board(&self, interrupt: Interrupt<'_>, deadline: Duration) -> Result<Seat> {
+        if inside_fetch() {
+            return Err(interrupted());
+        }
+        'boarding: loop {
+            let flight = self.flight.get();
             let mut state = flight.state.lock().unwrap_or_else(PoisonError::into_inner);
             if !state.flying {
                 state.flying = true;
@@ -407,6 +450,12 @@ impl CredentialCache {
                     if interrupt() {
                         return Err(interrupted());
                     }
+                    if flight.is_inherited() {
+                        continue 'boarding;
+                    }
+                    if self.clock.now() >= deadline {
+                        return Err(waited_too_long(self.limits.timeout));
+                    }
                     state = flight.state.lock().unwrap_or_else(PoisonError::into_inner);
                 }
             }
@@ -417,7 +466,7 @@ impl CredentialCache {
     }
 
     /// Fetches as the leader of a flight, and lands it.
-    fn lead(&self, leader: Leader, interrupt: Interrupt<'_>, forced: bool) -> Result<Arc<Cached>> {
+    fn lead(&self, leader: Leader, interrupt: Interrupt<'_>, deadline: Duration, forced: bool) -> Result<Arc<Cached>> {
         let now = self.clock.now();
         let held = self.value.load_full();
         if let Some(fresh) = held.as_ref().filter(|held| !forced && held.is_fresh(now) && now < held.renew_at) {
@@ -427,35 +476,36 @@ impl CredentialCache {
             return outcome;
         }
         let fallback = held.filter(|held| !forced && self.is_usable_when_stale(held, now));
-        let outcome = self.driver.run(self.fetch_once(fallback.as_deref(), forced), interrupt);
-        let outcome = match outcome {
-            Err(error) if error.code() == ErrorCode::FetchInterrupted => return Err(error),
-            Err(error) => Err(error),
-            Ok(Ok(fetched)) => Ok(self.store(fetched)),
-            Ok(Err(failure)) => self.fall_back(failure, fallback),
+        let budget = match &fallback {
+            Some(_) => {
+                let deadline = deadline.min(now + BUDGET_WITH_STALE);
+                Budget { attempts: 1, deadline, provider_decides: false }
+            }
+            None => self.full_budget(deadline),
+        };
+        let outcome = match self.drive(self.chain.fetch(&*self.clock, budget, forced), interrupt)? {
+            Ok(fetched) => Ok(self.store(fetched)),
+            Err(failure) => self.fall_back(failure, fallback),
         };
         leader.land(&outcome);
         outcome
     }
 
-    async fn fetch_once(
+    /// Runs a fetch to its end; an error only where it was interrupted.
+    fn drive(
         &self,
-        fallback: Option<&Cached>,
-        forced: bool,
+        fetch: impl Future<Output = std::result::Result<Fetched, ChainFailure>>,
+        interrupt: Interrupt<'_>,
     ) -> Result<std::result::Result<Fetched, ChainFailure>> {
-        let now = self.clock.now();
-        let budget = match fallback {
-            Some(_) => {
-                let deadline = now + BUDGET_WITH_STALE.min(self.limits.timeout);
-                Budget { attempts: 1, deadline, provider_decides: false }
+        match self.driver.run(async { Ok(fetch.await) }, interrupt) {
+            Err(error) if error.code() != ErrorCode::FetchInterrupted => {
+                Ok(Err(ChainFailure { error, outlooks: Vec::new(), asked: true }))
             }
-            None => self.full_budget(now),
-        };
-        Ok(self.chain.fetch(&*self.clock, budget, forced).await)
+            outcome => outcome,
+        }
     }
 
-    fn full_budget(&self, now: Duration) -> Budget {
-        let deadline = now + self.limits.timeout;
+    fn full_budget(&self, deadline: Duration) -> Budget {
         Budget { attempts: self.limits.max_retries + 1, deadline, provider_decides: true }
     }
 
@@ -468,7 +518,8 @@ impl CredentialCache {
         log::debug!(target: "mlflow_secrets_auth.cache", event = "stored", provider = cached.provider.name(),
             fingerprint = cached.fingerprint.as_str(), changed;
             "holding the credential {} from {}", cached.fingerprint, cached.provider.name());
-        if self.failing.swap(None).is_some() {
+        self.disowned.store(false, Ordering::Relaxed);
+        if self.episode.swap(SILENT, Ordering::Relaxed) != SILENT {
             log::info!(target: "mlflow_secrets_auth.cache", event = "recovered", provider = cached.provider.name();
                 "credentials can be fetched again, from {}", cached.provider.name());
         }
@@ -477,14 +528,18 @@ impl CredentialCache {
 
     /// The stale credential where the backend that gave it can't be reached, else the failure.
     fn fall_back(&self, failure: ChainFailure, stale: Option<Arc<Cached>>) -> Result<Arc<Cached>> {
-        let unreachable =
-            |kind| failure.outlooks.iter().any(|(k, outlook)| *k == kind && *outlook == Outlook::Unreachable);
-        let stale = stale.filter(|stale| unreachable(stale.provider));
-        let first = self.failing.swap(Some(Arc::new(failure.error.clone()))).is_none();
+        let says = |provider| failure.outlooks.iter().find(|(kind, _)| *kind == provider).map(|(_, outlook)| *outlook);
+        let source = self.value.load().as_ref().map(|held| held.provider);
+        if source.and_then(says) == Some(Outlook::Final) {
+            self.disowned.store(true, Ordering::Relaxed);
+        }
+        let stale = stale.filter(|stale| says(stale.provider) == Some(Outlook::Unreachable));
         if failure.asked {
             self.counters.count(|counters| &counters.failures);
         }
-        let next = self.chain.next_attempt().map_or(Duration::ZERO, |at| at.saturating_sub(self.clock.now()));
+        let next = self.chain.next_attempt().saturating_sub(self.clock.now());
+        let level = if stale.is_some() { WARNED } else { ERROR_SHOWN };
+        let first = self.episode.fetch_max(level, Ordering::Relaxed) < level;
         match stale {
             Some(stale) => {
                 if first {
@@ -499,7 +554,7 @@ impl CredentialCache {
                 if first {
                     log::error!(target: "mlflow_secrets_auth.cache", event = "fetch_failed",
                         code = failure.error.code().as_str(), next_attempt_ms = next.as_millis() as u64;
-                        "no credential (next try in {:.1} s): {}", next.as_secs_f64(), failure.error);
+                        "no credential can be fetched (next try in {:.1} s): {}", next.as_secs_f64(), failure.error);
                 }
                 Err(failure.error)
             }
@@ -509,11 +564,12 @@ impl CredentialCache {
     fn is_usable_when_stale(&self, held: &Cached, now: Duration) -> bool {
         !held.uncached
             && now < held.fresh_until + self.limits.stale_if_error
+            && !self.disowned.load(Ordering::Relaxed)
             && self.denials.load().rejected < held.generation
     }
 
     fn renew_ahead(self: &Arc<Self>, now: Duration) {
-        if self.chain.next_attempt().is_some_and(|at| now < at) {
+        if now < self.chain.next_attempt() {
             return;
         }
         let flight = self.flight.get();
@@ -528,7 +584,7 @@ impl CredentialCache {
         let cache = Arc::clone(self);
         let renewal = move || {
             // Failures are remembered and logged; the credential at hand is good until its TTL ends.
-            let _ = cache.lead(leader, UNINTERRUPTED, false);
+            let _ = cache.lead(leader, UNINTERRUPTED, cache.deadline(), false);
         };
         // Where the system gives no thread, the leader is dropped and the next caller tries.
         let _ = std::thread::Builder::new().name("mlflow-secrets-renew".to_owned()).spawn(renewal);
@@ -541,16 +597,18 @@ impl CredentialCache {
     fn may_read_again(&self, origin: &Origin, generation: u64) -> bool {
         let denials = self.denials.load();
         let denial = denials.by_origin.get(origin).filter(|denial| denial.generation == generation);
-        denial.is_none_or(|denial| self.clock.now() >= denial.read_again_at)
+        let now = self.clock.now();
+        let Some(denial) = denial else { return true };
+        let is_newest = || self.value.load().as_ref().is_some_and(|cached| cached.is_fresh(now));
+        now >= denial.read_again_at && !(denial.forbidden && is_newest())
     }
 
     fn read_after_denial(
         &self,
         leader: Leader,
-        origin: &Origin,
-        generation: u64,
-        status: u16,
+        Denied { origin, generation, status }: Denied<'_>,
         interrupt: Interrupt<'_>,
+        deadline: Duration,
     ) -> Result<Option<Arc<Cached>>> {
         if let Some(newer) = self.newer_than(generation) {
             leader.land(&Ok(Arc::clone(&newer)));
@@ -559,8 +617,8 @@ impl CredentialCache {
         let first_time = self.denials.load().by_origin.get(origin).is_none_or(|d| d.generation != generation);
         let repeats: &[Duration] = if status == 401 && first_time { &READ_AGAIN_AFTER_401 } else { &[] };
         let denied = self.value.load_full().map(|cached| cached.headers.clone());
-        let outcome = self.driver.run(self.fetch_until_changed(denied.as_ref(), repeats), interrupt)?;
-        let outcome = match outcome {
+        let fetch = self.fetch_until_changed(denied.as_ref(), repeats, deadline);
+        let outcome = match self.drive(fetch, interrupt)? {
             Ok(fetched) => Ok(self.store(fetched)),
             Err(failure) => self.fall_back(failure, None),
         };
@@ -578,16 +636,27 @@ impl CredentialCache {
         &self,
         denied: Option<&AuthHeaders>,
         repeats: &[Duration],
-    ) -> Result<std::result::Result<Fetched, ChainFailure>> {
+        deadline: Duration,
+    ) -> std::result::Result<Fetched, ChainFailure> {
         let started = self.clock.now();
-        let budget = self.full_budget(started);
+        let budget = self.full_budget(deadline);
         let mut repeats = repeats.iter();
         loop {
             self.chain.pass_caches();
             let result = self.chain.fetch(&*self.clock, budget, false).await;
             let unchanged = matches!(&result, Ok(fetched) if Some(&fetched.credential.headers) == denied);
-            let Some(after) = repeats.next().filter(|_| unchanged) else { return Ok(result) };
-            self.clock.sleep((started + *after).saturating_sub(self.clock.now())).await;
+            let next = repeats.next().map(|after| started + *after).filter(|next| unchanged && *next < deadline);
+            let Some(next) = next else { return result };
+            self.clock.sleep(next.saturating_sub(self.clock.now())).await;
         }
     }
+}
+
+fn waited_too_long(timeout: Duration) -> Error {
+    Error::new(
+        ErrorCode::FetchTimeout,
+        format!("other threads' fetches gave no credential within {:.1} s", timeout.as_secs_f64()),
+        "check that this machine reaches the backend, or raise MLFLOW_SECRETS_TIMEOUT_SEC",
+    )
+    .with_outlook(Outlook::Unreachable)
 }

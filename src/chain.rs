@@ -1,9 +1,13 @@
 //! The enabled providers, in order: fail over within one deadline, and remember who is down.
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 
 use crate::clock::Clock;
 use crate::credential::{AuthMode, Credential};
@@ -152,9 +156,14 @@ impl ProviderChain {
         self.health.store(Arc::default());
     }
 
-    /// When the first provider that is down will be asked again; `None` where none is down.
-    pub fn next_attempt(&self) -> Option<Duration> {
-        self.health.load().down.iter().map(|down| down.until).min()
+    /// When any provider may be asked: zero where one of them is not known to be down.
+    pub fn next_attempt(&self) -> Duration {
+        let health = self.health.load();
+        let until = |link: &Link| {
+            let down = health.down.iter().find(|down| down.provider == link.provider.kind());
+            down.map_or(Duration::ZERO, |down| down.until)
+        };
+        self.links.iter().map(until).min().unwrap_or_default()
     }
 
     /// The ways to sign in that the providers tried: [`Provider::identity_report`].
@@ -167,7 +176,7 @@ impl ProviderChain {
         let started = clock.now();
         let mut last = None;
         let attempts = retrying(clock, budget, async |_| {
-            let result = link.provider.fetch_secret(clock).await;
+            let result = unbroken(link.provider.fetch_secret(clock), kind).await;
             last = result.as_ref().err().map(Error::code);
             result
         });
@@ -234,6 +243,24 @@ impl ProviderChain {
         log::warn!(target: "mlflow_secrets_auth.chain", event = "switched", provider = provider.name();
             "credentials now come from {}{because}", provider.name());
     }
+}
+
+/// A provider that breaks down, as the SDKs do on some input, has failed like any other, and the next one is asked.
+async fn unbroken<T>(mut future: BoxFuture<'_, Result<T>>, provider: ProviderKind) -> Result<T> {
+    poll_fn(|context| {
+        // After a panic the future is not polled again, so nothing half-changed is seen.
+        let poll = AssertUnwindSafe(|| future.as_mut().poll(context));
+        catch_unwind(poll).unwrap_or_else(|_| Poll::Ready(Err(broken(provider))))
+    })
+    .await
+}
+
+fn broken(provider: ProviderKind) -> Error {
+    Error::new(
+        ErrorCode::FetchInternal,
+        format!("a component broke down while fetching the secret from {}", provider.name()),
+        "run `mlflow-secrets-auth doctor`, and report this with the output of `mlflow-secrets-auth info`",
+    )
 }
 
 fn timed_out(provider: &dyn Provider, total: Duration, last: Option<ErrorCode>) -> Error {

@@ -84,14 +84,19 @@ struct Slot<T> {
 }
 
 impl<T> Slot<T> {
-    fn new(value: T) -> Arc<Self> {
-        Arc::new(Self { generation: process_generation(), value: ManuallyDrop::new(value) })
+    fn new(value: T) -> Self {
+        Self { generation: process_generation(), value: ManuallyDrop::new(value) }
+    }
+
+    /// Whether this process only has it from its parent.
+    fn is_inherited(&self) -> bool {
+        self.generation != process_generation()
     }
 }
 
 impl<T> Drop for Slot<T> {
     fn drop(&mut self) {
-        if self.generation == process_generation() {
+        if !self.is_inherited() {
             // SAFETY: this is the only place that drops the value, and the slot is not used after its own drop.
             unsafe { ManuallyDrop::drop(&mut self.value) }
         }
@@ -100,6 +105,14 @@ impl<T> Drop for Slot<T> {
 
 /// A [`ProcessLocal`]'s value, kept alive while it is used.
 pub struct Local<T>(Arc<Slot<T>>);
+
+impl<T> Local<T> {
+    /// Whether this process was forked while the value was held: by a signal handler that ran meanwhile, for example. No
+    /// lock in it may be taken then, and nobody but the parent will ever work on it.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.0.is_inherited()
+    }
+}
 
 impl<T> std::ops::Deref for Local<T> {
     type Target = T;
@@ -112,16 +125,16 @@ impl<T> ProcessLocal<T> {
     /// A value that `make` makes, here and again in every forked child that asks for it.
     pub fn new(make: fn() -> T) -> Self {
         watch_forks();
-        Self { slot: ArcSwap::new(Slot::new(make())), make }
+        Self { slot: ArcSwap::from_pointee(Slot::new(make())), make }
     }
 
     /// This process's value.
     pub fn get(&self) -> Local<T> {
         let current = self.slot.load_full();
-        if current.generation == process_generation() {
+        if !current.is_inherited() {
             return Local(current);
         }
-        let fresh = Slot::new((self.make)());
+        let fresh = Arc::new(Slot::new((self.make)()));
         let previous = self.slot.compare_and_swap(&current, Arc::clone(&fresh));
         if Arc::ptr_eq(&previous, &current) { Local(fresh) } else { Local(self.slot.load_full()) }
     }
@@ -154,9 +167,12 @@ impl Driver {
     /// Runs `future` to its end, or until `interrupt` says so.
     ///
     /// # Errors
-    /// [`ErrorCode::FetchInterrupted`]; [`ErrorCode::FetchInternal`] where the system gives no runtime, or where code
-    /// below panics, as the SDKs do on some input.
+    /// [`ErrorCode::FetchInterrupted`], also where this thread is in the middle of a fetch already;     /// [`ErrorCode::FetchInternal`] where the system gives no runtime, or where code below panics, as the SDKs do on
+    /// some input.
     pub fn run<T>(&self, future: impl Future<Output = Result<T>>, interrupt: Interrupt<'_>) -> Result<T> {
+        if inside_fetch() {
+            return Err(interrupted());
+        }
         let local = self.0.get();
         let mut quiet = local.lock().unwrap_or_else(PoisonError::into_inner);
         let runtime = match quiet.0.take() {
@@ -179,15 +195,24 @@ impl Driver {
 }
 
 async fn interruptible<T>(future: impl Future<Output = Result<T>>, interrupt: Interrupt<'_>) -> Result<T> {
-    let mut future = pin!(future);
+    // `interrupt` runs signal handlers, and one of them may fork. In the child the future is forgotten, like all that is
+    // inherited: dropping it would take the parent's sockets out of the event queue that both share.
+    let mut future = Slot::new(Box::pin(future));
     loop {
         let tick = pin!(tokio::time::sleep(INTERRUPT_SLICE));
-        match select(future.as_mut(), tick).await {
-            Either::Left((result, _)) => return result,
-            Either::Right(_) if interrupt() => return Err(interrupted()),
-            Either::Right(_) => {}
+        if let Either::Left((result, _)) = select(future.value.as_mut(), tick).await {
+            return result;
+        }
+        if interrupt() || future.is_inherited() {
+            return Err(interrupted());
         }
     }
+}
+
+/// Whether this very thread is in the middle of a fetch: a signal handler that ran meanwhile asks for a credential. It
+/// can't wait for a fetch that goes on only when it returns.
+pub(crate) fn inside_fetch() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
 }
 
 fn new_runtime() -> Result<Runtime> {

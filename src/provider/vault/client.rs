@@ -3,6 +3,10 @@
 //! `vaultrs`' own client is not used: it follows redirects with the token, reads answers of any size, and panics on some
 //! input. Its endpoint types and their machinery are.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use rustify::Endpoint;
 use rustify::client::Client;
@@ -31,7 +35,7 @@ pub struct VaultFailure {
     pub status: Option<u16>,
     /// The body of an answer, where it is JSON. Never shown.
     pub body: Option<Value>,
-    retry_after: Option<std::time::Duration>,
+    retry_after: Option<Duration>,
     transport: Option<TransportFailure>,
     what: String,
 }
@@ -48,7 +52,11 @@ impl VaultClient {
             request_timeout: settings.request_timeout,
         })?;
         Ok(Self {
-            transport: Transport { http, base: format!("{}/v1", settings.address) },
+            transport: Transport {
+                http,
+                base: format!("{}/v1", settings.address),
+                retry_after: ArcSwapOption::empty(),
+            },
             namespace: settings.namespace.clone(),
             shown_address: redacted(&settings.address),
         })
@@ -71,7 +79,11 @@ impl VaultClient {
         EndpointResult<T>: Wrapper<Value = T>,
     {
         let headers = Headers { token, namespace: self.namespace.as_deref() };
-        let answer = endpoint.with_middleware(&headers).exec(&self.transport).await.map_err(VaultFailure::of)?;
+        let answer = endpoint.with_middleware(&headers).exec(&self.transport).await;
+        let answer = answer.map_err(|error| {
+            let retry_after = self.transport.take_retry_after();
+            VaultFailure { retry_after, ..VaultFailure::of(error) }
+        })?;
         answer.wrap::<EndpointResult<T>>().map_err(VaultFailure::of)
     }
 
@@ -158,6 +170,14 @@ impl VaultFailure {
 struct Transport {
     http: reqwest::Client,
     base: String,
+    /// What the last answer's `Retry-After` said: `rustify`'s error keeps status and body only.
+    retry_after: ArcSwapOption<Duration>,
+}
+
+impl Transport {
+    fn take_retry_after(&self) -> Option<Duration> {
+        self.retry_after.swap(None).map(|wait| *wait)
+    }
 }
 
 #[async_trait]
@@ -169,7 +189,9 @@ impl Client for Transport {
         let request =
             reqwest::Request::try_from(request).map_err(|source| ClientError::ReqwestBuildError { source })?;
         let failed = |source| ClientError::RequestError { source, url: String::new(), method: String::new() };
+        self.retry_after.store(None);
         let mut answer = self.http.execute(request).await.map_err(|e| failed(e.into()))?;
+        self.retry_after.store(http::retry_after(answer.headers()).map(Arc::new));
         let mut response = ::http::Response::new(Vec::new());
         *response.status_mut() = answer.status();
         std::mem::swap(response.headers_mut(), answer.headers_mut());
