@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyTuple;
 
 use super::environment::{self, Watch};
-use super::{blocking, exception, journal};
+use super::{blocking, calls, exception, journal};
 use crate::authorizer::{self as core, Decision};
 use crate::cache::Cached;
 use crate::error::Error;
@@ -154,7 +154,7 @@ impl Authorizer {
             None => Watch::new(py, reader.readings().iter().map(|reading| reading.variable.name).chain(MLFLOW_URIS))?,
         };
         if let Some(level) = environment.get(var::MLFLOW_SECRETS_LOG_LEVEL.name) {
-            py.import("mlflow_secrets_auth._logging")?.call_method1("configure", (level,))?;
+            calls::call_method(&calls::import(py, "mlflow_secrets_auth._logging")?, "configure", (level,))?;
         }
         let outcome = reader.finish(settings).map(core::Authorizer::new);
         if let Ok(core) = &outcome {
@@ -198,7 +198,7 @@ impl Authorizer {
         let headers: Vec<_> = cached.headers.iter().collect();
         let headers = PyTuple::new(py, headers)?;
         let arguments = (headers, place.origin.to_string(), cached.generation);
-        let grant = self.make_grant.bind(py).call(arguments, None::<&Bound<'_, PyDict>>)?.unbind();
+        let grant = calls::call(self.make_grant.bind(py), arguments, None)?.unbind();
         place.grant.store(Some(Arc::new((cached.generation, grant.clone_ref(py)))));
         Ok(grant)
     }
@@ -217,9 +217,11 @@ fn prefix(url: &str) -> Option<&str> {
 fn mlflow_urls(py: Python<'_>) -> Vec<String> {
     let ask = |function: &str| -> PyResult<String> {
         let modules = py.import("sys")?.getattr("modules")?;
-        modules.get_item("mlflow")?.call_method0(function)?.extract()
+        calls::call_method(&modules.get_item("mlflow")?, function, ())?.extract()
     };
-    let variable = |name: &str| -> PyResult<String> { py.import("os")?.getattr("environ")?.get_item(name)?.extract() };
+    let variable = |name: &str| -> PyResult<String> {
+        calls::call_method(&calls::import(py, "os")?.getattr("environ")?, "__getitem__", (name,))?.extract()
+    };
     let questions = ["get_tracking_uri", "get_registry_uri"].into_iter().zip(MLFLOW_URIS);
     questions.filter_map(|(function, name)| ask(function).or_else(|_| variable(name)).ok()).collect()
 }

@@ -1,21 +1,21 @@
 //! `os.environ`, read afresh only when it has changed.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::PyDict;
 
+use super::calls;
 use crate::settings::Environment;
 
 /// All of `os.environ`.
 pub fn read(py: Python<'_>) -> PyResult<Environment> {
-    let environ = py.import("os")?.getattr("environ")?;
-    from_mapping(&environ)
+    from_mapping(&calls::import(py, "os")?.getattr("environ")?)
 }
 
 /// Any mapping of names to values.
 pub fn from_mapping(mapping: &Bound<'_, PyAny>) -> PyResult<Environment> {
     let mut pairs: Vec<(String, String)> = Vec::new();
-    for item in mapping.call_method0("items")?.try_iter()? {
-        let (name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item?.extract()?;
+    let plain = calls::call(mapping.py().get_type::<PyDict>().as_any(), (mapping,), None)?;
+    for (name, value) in plain.cast::<PyDict>()? {
         // Values that are not Unicode (surrogates) can't be ours; `str()` lets numbers and booleans be given in code.
         let (name, value) = (name.str()?, value.str()?);
         if let (Ok(name), Ok(value)) = (name.to_str(), value.to_str()) {
@@ -45,7 +45,7 @@ impl Watch {
         let Ok(encode) = environ.getattr("encodekey") else { return Ok(None) };
         let mut values = Vec::new();
         for name in names {
-            let key = encode.call1((PyString::new(py, name.as_ref()),))?;
+            let key = calls::call(&encode, (name.as_ref(),), None)?;
             let value = data.get_item(&key)?.map(Bound::unbind);
             values.push((key.unbind(), value));
         }

@@ -12,6 +12,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::calls;
 use crate::runtime::ProcessLocal;
 
 /// More records than this are not kept; the oldest go first.
@@ -64,14 +65,14 @@ pub fn emit_pending(py: Python<'_>) {
 }
 
 fn hand_over(py: Python<'_>, entry: Entry) -> PyResult<()> {
-    let logger = py.import("logging")?.call_method1("getLogger", (entry.logger,))?;
+    let logger = calls::call_method(&calls::import(py, "logging")?, "getLogger", (entry.logger,))?;
     let level = match entry.level {
         Level::Error => 40,
         Level::Warn => 30,
         Level::Info => 20,
         Level::Debug | Level::Trace => 10,
     };
-    if !logger.call_method1("isEnabledFor", (level,))?.is_truthy()? {
+    if !calls::call_method(&logger, "isEnabledFor", (level,))?.is_truthy()? {
         return Ok(());
     }
     let extra = PyDict::new(py);
@@ -84,7 +85,7 @@ fn hand_over(py: Python<'_>, entry: Entry) -> PyResult<()> {
     }
     let options = PyDict::new(py);
     options.set_item("extra", extra)?;
-    logger.call_method("log", (level, entry.message), Some(&options))?;
+    calls::call(&logger.getattr("log")?, (level, entry.message), Some(&options))?;
     Ok(())
 }
 

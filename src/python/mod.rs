@@ -1,6 +1,7 @@
 //! The extension module `mlflow_secrets_auth._core`, and the only place that knows PyO3.
 
 mod authorizer;
+mod calls;
 mod environment;
 mod journal;
 
@@ -20,8 +21,8 @@ use crate::{authorizer as core, doctor};
 /// The Python exception for an error: `mlflow_secrets_auth.errors.<class>(code, message, hint)`.
 fn exception(py: Python<'_>, error: &Error) -> PyErr {
     let make = || {
-        let class = py.import("mlflow_secrets_auth.errors")?.getattr(error.code().kind().exception())?;
-        class.call1((error.code().as_str(), error.message(), error.hint()))
+        let class = calls::import(py, "mlflow_secrets_auth.errors")?.getattr(error.code().kind().exception())?;
+        calls::call(&class, (error.code().as_str(), error.message(), error.hint()), None)
     };
     make().map_or_else(|problem| problem, PyErr::from_value)
 }
@@ -29,8 +30,8 @@ fn exception(py: Python<'_>, error: &Error) -> PyErr {
 /// Runs `work` with the interpreter released, so that other Python threads go on, and with an interrupt that lets
 /// Ctrl-C through. Afterwards the log records made meanwhile are emitted, on this thread.
 ///
-/// When the interpreter exits meanwhile, a daemon thread stays in here: Python before 3.14 would end it by unwinding
-/// through our frames on its way back in, and PyO3 parks it instead. The thread touches nothing of Python until then.
+/// When the interpreter exits meanwhile, a daemon thread stays in here: it touches nothing of Python until the work is
+/// done, and PyO3 parks it on its way back in.
 ///
 /// # Errors
 /// What a signal handler raised (`KeyboardInterrupt`), else the exception for the work's own error.
@@ -57,8 +58,9 @@ fn blocking<T: Send>(py: Python<'_>, work: impl FnOnce(Interrupt<'_>) -> crate::
 
 fn is_main_thread(py: Python<'_>) -> bool {
     let ask = || {
-        let threading = py.import("threading")?;
-        threading.call_method0("main_thread")?.getattr("ident")?.eq(threading.call_method0("get_ident")?)
+        let threading = calls::import(py, "threading")?;
+        let main = calls::call_method(&threading, "main_thread", ())?.getattr("ident")?;
+        main.eq(calls::call_method(&threading, "get_ident", ())?)
     };
     ask().unwrap_or(false)
 }
