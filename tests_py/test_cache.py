@@ -19,10 +19,9 @@ from typing import Any
 import mlflow
 import pytest
 import requests
+
 from conftest import Configure
 from loopback import Answer, Loopback, Request, VaultLike
-from servers import free_port
-
 from mlflow_secrets_auth import (
     SecretFetchError,
     SecretsAuth,
@@ -32,6 +31,7 @@ from mlflow_secrets_auth import (
     headers_for,
     refresh,
 )
+from servers import free_port
 
 URL = "https://mlflow.example.com/api"
 FIRST = {"Authorization": "Bearer first"}
@@ -159,7 +159,8 @@ def test_r1_an_interrupted_leader_hands_over(use: Any, vault_like: VaultLike) ->
 
 
 def test_r2_requests_never_wait_at_expiry(use: Any, vault_like: VaultLike) -> None:
-    """R2: while requests go on, credentials are renewed behind them: over two TTLs no request waits for the slow backend."""
+    """R2: while requests go on, credentials are renewed behind them: over two TTLs no request waits for the slow
+    backend."""
     use(MLFLOW_VAULT_TTL_SEC="3")
     assert headers_for(URL) == FIRST
     vault_like.before_read = lambda: time.sleep(0.2)
@@ -199,8 +200,9 @@ class Tracking:
 def test_r3_no_mlflow_call_fails_while_tokens_rotate(
     configure: Configure, vault_like: VaultLike, loopback: Loopback, order: str
 ) -> None:
-    """R3: calls of the real MLflow client on four threads. With the new token in the backend before the server refuses the old one, and a
-    rotation every half second, none fails; nor where the server switches first and the backend follows 1.2 s later."""
+    """R3: calls of the real MLflow client on four threads. With the new token in the backend before the server
+    refuses the old one, and a rotation every half second, none fails; nor where the server switches first and the
+    backend follows 1.2 s later."""
     server = Tracking(loopback)
     server.known = {"t0"}
     vault_like.fields = {"token": "t0"}
@@ -267,12 +269,13 @@ def test_r7_a_thousand_denied_requests(
     reads: int,
     sent: int,
 ) -> None:
-    """R7: 1,000 requests that are denied for good cost the first read and one more, also where every read mints a new secret.
+    """R7: 1,000 requests that are denied for good cost the first read and one more, also where every read mints a new
+    secret.
 
-    The one exception is in the contract: a credential that the backend still returns unchanged after a 401 is read again
-    0.5 s and 1.5 s later, by the same flight, because the server may have switched before the backend. So that flight has
-    three reads instead of one; the other 999 requests have none. (This takes 1.5 s; the next read would come 5 s later.)
-    """
+    The one exception is in the contract: a credential that the backend still returns unchanged after a 401 is read
+    again 0.5 s and 1.5 s later, by the same flight, because the server may have switched before the backend. So that
+    flight has three reads instead of one; the other 999 requests have none. (This takes 1.5 s; the next read would
+    come 5 s later.)"""
     use()
     numbers = iter(range(10**6))
     if minted:
@@ -292,8 +295,8 @@ def test_r7_a_thousand_denied_requests(
 def test_r9_the_stale_credential_while_the_backend_is_down(
     use: Any, vault_like: VaultLike, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """R9: with the backend down, requests go on with the old credential, its age goes on, and one WARNING is logged; beyond
-    the limit they fail with one ERROR (S4), and at once, without asking again, within the fail-fast window."""
+    """R9: with the backend down, requests go on with the old credential, its age goes on, and one WARNING is logged;
+    beyond the limit they fail with one ERROR (S4), and at once, without asking again, within the fail-fast window."""
     use(MLFLOW_VAULT_TTL_SEC="1", MLFLOW_SECRETS_STALE_IF_ERROR_SEC="1")
     assert headers_for(URL) == FIRST
     vault_like.failure = Answer.json({"errors": []}, 503)
@@ -323,7 +326,8 @@ def test_r9_the_stale_credential_while_the_backend_is_down(
 def test_r9_never_stale_when_the_backend_answered(
     use: Any, vault_like: VaultLike, answer: Answer, code: str
 ) -> None:
-    """R9: refused, not found, deleted, malformed: the backend's answer counts, and keeps counting when it is down later."""
+    """R9: refused, not found, deleted, malformed: the backend's answer counts, and keeps counting when it is down
+    later."""
     use(MLFLOW_VAULT_TTL_SEC="1")
     assert headers_for(URL) == FIRST
     vault_like.failure = answer
@@ -416,8 +420,8 @@ def hangs_up(connection: socket.socket) -> None:
 def test_r10_a_fetch_ends_in_time(
     use: Any, behave: Callable[[socket.socket], None] | None, code: str
 ) -> None:
-    """R10: a backend that hangs, drips bytes, hangs up or refuses: the fetch ends within a deadline of 1 s (here: five), and so
-    do the 63 threads that wait for it, with its error."""
+    """R10: a backend that hangs, drips bytes, hangs up or refuses: the fetch ends within a deadline of 1 s (here:
+    five), and so do the 63 threads that wait for it, with its error."""
     with backend(behave or hangs_up) as url:
         address = url if behave else f"http://127.0.0.1:{free_port()}"
         use(VAULT_ADDR=address, MLFLOW_SECRETS_TIMEOUT_SEC="1", MLFLOW_SECRETS_MAX_RETRIES="10")
@@ -470,7 +474,8 @@ def test_r11_what_will_not_pass_is_asked_once(use: Any, vault_like: VaultLike, s
 
 
 def test_r11_retry_after_is_honoured(use: Any, vault_like: VaultLike) -> None:
-    """R11: a backend that asks for a second gets it; one that asks for more than the deadline has left gets no second request."""
+    """R11: a backend that asks for a second gets it; one that asks for more than the deadline has left gets no second
+    request."""
     use(MLFLOW_SECRETS_MAX_RETRIES="1")
     asked: list[float] = []
 
@@ -563,7 +568,8 @@ def test_r13_cache_info_tells_what_happened(use: Any, vault_like: VaultLike) -> 
 def test_r13_clear_cache_forgets_denials_and_failures(
     use: Any, vault_like: VaultLike, loopback: Loopback
 ) -> None:
-    """R13: after ``clear_cache()`` a denied credential is read again at once, and so is a backend that has just failed."""
+    """R13: after ``clear_cache()`` a denied credential is read again at once, and so is a backend that has just
+    failed."""
     use()
     loopback.rule = lambda request: Answer(403)
     assert requests.get(loopback.url, auth=SecretsAuth(), timeout=30).status_code == 403

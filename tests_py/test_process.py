@@ -1,4 +1,5 @@
-"""Process: P1-P4 and P6. Each program below runs in an interpreter of its own, without MLflow, against a look-alike of Vault."""
+"""Process: P1-P4 and P6. Each program below runs in an interpreter of its own, without MLflow, against a look-alike
+of Vault."""
 
 from __future__ import annotations
 
@@ -17,10 +18,9 @@ from typing import Any
 
 import pytest
 import requests
+
 from conftest import Configure
 from loopback import Answer, Loopback, VaultLike
-from servers import free_port
-
 from mlflow_secrets_auth import (
     ConfigurationError,
     HostNotAllowedError,
@@ -30,6 +30,7 @@ from mlflow_secrets_auth import (
     SecretsAuthError,
     SecretsAuthProvider,
 )
+from servers import free_port
 
 URL = "https://mlflow.example.com/api"
 
@@ -96,7 +97,8 @@ print(json.dumps([works(), status_of(child)]))
 
 
 def test_p1_parent_and_child_share_no_connection(vault_like: VaultLike) -> None:
-    """P1: with a connection open in the parent, parent and children fetch in turn and at once, over sockets of their own."""
+    """P1: with a connection open in the parent, parent and children fetch in turn and at once, over sockets of their
+    own."""
     code = """
 def fetch():
     ours.refresh()
@@ -116,7 +118,8 @@ print(json.dumps(results))
 
 
 def test_p1_a_fork_in_the_middle_of_a_fetch(vault_like: VaultLike) -> None:
-    """P1: the parent's fetch hangs; the child does not wait for it, but fetches for itself. The parent's goes on, too."""
+    """P1: the parent's fetch hangs; the child does not wait for it, but fetches for itself. The parent's goes on,
+    too."""
     parent_may_go_on = threading.Event()
     first = iter([True])
     vault_like.before_read = lambda: next(first, False) and parent_may_go_on.wait(30)
@@ -179,8 +182,8 @@ with multiprocessing.get_context("fork").Pool(4) as pool:
 
 
 def test_p1_a_preforking_server(vault_like: VaultLike, tmp_path: Path) -> None:
-    """P1: gunicorn loads a program that has fetched already, and forks its workers: each has the credential, without a read,
-    and each can fetch anew."""
+    """P1: gunicorn loads a program that has fetched already, and forks its workers: each has the credential, without
+    a read, and each can fetch anew."""
     (tmp_path / "app.py").write_text(
         "import json, os\n"
         "import mlflow_secrets_auth as ours\n"
@@ -232,8 +235,8 @@ print(json.dumps(status_of(in_child(lambda: denied(100)))))
 
 
 def test_p1_a_signal_handler_that_forks_in_the_middle_of_a_fetch(vault_like: VaultLike) -> None:
-    """P1: the child of a fork inside a signal handler, made while the very thread fetches, is told so and can fetch; the
-    parent's fetch ends well, although both came from one event loop."""
+    """P1: the child of a fork inside a signal handler, made while the very thread fetches, is told so and can fetch;
+    the parent's fetch ends well, although both came from one event loop."""
     code = """
 parent = os.getpid()
 children = []
@@ -257,8 +260,8 @@ print(json.dumps([done, status_of(children[0])]))
 
 
 def test_p2_no_thread_of_ours_at_rest(vault_like: VaultLike) -> None:
-    """P2: after a fetch by name (which resolves it on a thread) and a renewal (which runs on one), the process soon has the
-    threads that it had before."""
+    """P2: after a fetch by name (which resolves it on a thread) and a renewal (which runs on one), the process soon
+    has the threads that it had before."""
     code = """
 def tasks():
     while True:
@@ -287,8 +290,8 @@ print(json.dumps([before, tasks(), sorted(seen)]))
 
 @pytest.mark.parametrize("role", ["leading", "waiting"])
 def test_p3_ctrl_c_ends_a_fetch(vault_like: VaultLike, role: str) -> None:
-    """P3: Ctrl-C in the main thread ends its own fetch, or its wait for another thread's, within 200 ms (here: one second);
-    meanwhile other Python threads run; afterwards the next request fetches."""
+    """P3: Ctrl-C in the main thread ends its own fetch, or its wait for another thread's, within 200 ms (here: one
+    second); meanwhile other Python threads run; afterwards the next request fetches."""
     hanging = threading.Event()
     vault_like.before_read = lambda: hanging.wait(30)
     code = """
@@ -326,8 +329,8 @@ print(json.dumps([outcome, time.monotonic() - pressed, before - start]))
 
 
 def test_p3_a_handler_that_raises_nothing_changes_nothing(vault_like: VaultLike) -> None:
-    """P3: other signals run their handlers in the middle of a fetch. One that asks for the credential gets an error at once
-    rather than a wait for itself, and the fetch goes on."""
+    """P3: other signals run their handlers in the middle of a fetch. One that asks for the credential gets an error
+    at once rather than a wait for itself, and the fetch goes on."""
     code = """
 codes = []
 def handler(*_):
@@ -346,9 +349,10 @@ print(json.dumps([works(), codes]))
 
 
 def test_p4_five_hundred_processes_exit_in_the_middle_of_a_fetch(vault_like: VaultLike) -> None:
-    """P4: 500 processes with a daemon thread in the middle of a fetch end by ``sys.exit`` (the whole of the interpreter's
-    exit), ``os._exit`` or SIGTERM: no hang, no abort, no output. The backend answers around the moment of the exit in half of
-    them, so that the thread comes back while the interpreter goes away, and hangs in the other half."""
+    """P4: 500 processes with a daemon thread in the middle of a fetch end by ``sys.exit`` (the whole of the
+    interpreter's exit), ``os._exit`` or SIGTERM: no hang, no abort, no output. The backend answers around the moment
+    of the exit in half of them, so that the thread comes back while the interpreter goes away, and hangs in the other
+    half."""
     hanging = threading.Event()
     numbers = iter(range(10**9))
     pauses = [30.0, 0.005, 30.0, 0.01, 30.0, 0.015]
@@ -381,7 +385,8 @@ print(json.dumps([[way, status_of(pid)] for pid, way in children.items()]))
 
 
 def test_p4_a_thread_that_logs_and_raises_while_the_interpreter_exits(vault_like: VaultLike) -> None:
-    """P4: threads whose fetch fails, so that they log and raise in Python, end with the interpreter and abort nothing."""
+    """P4: threads whose fetch fails, so that they log and raise in Python, end with the interpreter and abort
+    nothing."""
     vault_like.failure = Answer.json({"errors": []}, 500)
     code = """
 import logging
