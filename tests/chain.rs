@@ -26,7 +26,7 @@ fn fetch_within(
     past_failures: bool,
 ) -> Result<Fetched, ChainFailure> {
     let clock = Shared(Arc::clone(clock));
-    let budget = Budget { attempts: 1, deadline: clock.now() + time };
+    let budget = Budget { attempts: 1, deadline: clock.now() + time, provider_decides: false };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(chain.fetch(&clock, budget, past_failures))
 }

@@ -14,7 +14,7 @@ use support::{ManualClock, Shared, error, seconds};
 fn exhaust(clock: &Arc<ManualClock>, attempts: u32, time: Duration, failure: &Error) -> (u32, Vec<Duration>) {
     let mut ran = 0;
     let shared = Shared(Arc::clone(clock));
-    let budget = Budget { attempts, deadline: shared.now() + time };
+    let budget = Budget { attempts, deadline: shared.now() + time, provider_decides: false };
     let result: Result<()> = block_on(retrying(&shared, budget, async |_| {
         ran += 1;
         Err(failure.clone())
@@ -72,7 +72,7 @@ fn r11_no_wait_outlasts_the_deadline() {
 #[test]
 fn r11_a_success_after_failures_is_returned() {
     let clock = Shared(ManualClock::new());
-    let budget = Budget { attempts: 4, deadline: clock.now() + seconds(30.0) };
+    let budget = Budget { attempts: 4, deadline: clock.now() + seconds(30.0), provider_decides: false };
     let result = block_on(retrying(&clock, budget, async |number| match number {
         0 | 1 => Err(error(ErrorCode::VaultSealed, Outlook::Unreachable)),
         number => Ok(number),
