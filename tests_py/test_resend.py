@@ -21,7 +21,7 @@ from requests.adapters import BaseAdapter
 
 from conftest import Configure
 from loopback import Answer, Loopback, Request, Rerouted, Rule, VaultLike
-from mlflow_secrets_auth import SecretsAuth, headers_for
+from mlflow_secrets_auth import SecretsAuth, clear_cache, headers_for
 
 OLD, NEW = "Bearer old", "Bearer new"
 DENIALS = [401, 403]
@@ -426,3 +426,14 @@ def test_r8_the_caller_may_send_the_request_again(rotated: VaultLike, loopback: 
     for _ in range(2):
         assert session.send(request).status_code == 200
     assert loopback.header("Authorization") == [OLD, NEW, NEW]
+
+
+def test_r6_the_same_credential_under_a_new_generation_is_not_sent_again(
+    vault_like: VaultLike, loopback: Loopback, configure: Configure
+) -> None:
+    """R6: after `clear_cache()` the unchanged credential counts as new; a request with it is still not repeated."""
+    configure(vault_like.settings())
+    auth = SecretsAuth()
+    loopback.rule = lambda request: Answer(403, before=clear_cache)
+    assert requests.get(loopback.url, auth=auth, timeout=10).status_code == 403
+    assert len(loopback.requests) == 1

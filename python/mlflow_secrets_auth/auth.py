@@ -160,7 +160,7 @@ class _Grant:
         else:
             # A redirect hop on which something else (netrc) took the place of our header: nothing of ours was rejected.
             newer = core.authorize(self.origin)
-        if newer is None or not hasattr(response, "connection") or not _rewind(request):
+        if newer is None or newer.is_on(request) or not hasattr(response, "connection") or not _rewind(request):
             return response
         again = _resend(response, newer, kwargs)
         if again.status_code in _DENIED or _asks_to_log_in(again):
