@@ -8,7 +8,7 @@ use crate::allowlist::Verdict;
 use crate::authorizer::{Authorizer, Decision};
 use crate::chain::{Link, ProviderChain};
 use crate::clock::{Clock, SystemClock};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::header::AuthHeaders;
 use crate::origin::Origin;
 use crate::provider::{ProviderKind, ProviderSettings};
@@ -42,6 +42,15 @@ fn finding(status: Status, code: &str, message: String, hint: Option<&str>) -> V
 fn failed(error: &Error) -> Vec<Value> {
     let each = if error.parts().is_empty() { std::slice::from_ref(error) } else { error.parts() };
     each.iter().map(|e| finding(Status::Fail, e.code().as_str(), e.message(), Some(e.hint()))).collect()
+}
+
+/// As [`failed`], with the provider's name before each.
+fn failed_for(name: &str, role: &str, error: &Error) -> Vec<Value> {
+    let mut findings = failed(error);
+    for found in &mut findings {
+        found["message"] = format!("{name}{role}: {}", found["message"].as_str().unwrap_or_default()).into();
+    }
+    findings
 }
 
 /// Version, providers and settings in effect, with everything that is wrong with them. No network.
@@ -125,18 +134,37 @@ fn examine_provider(
     let clock = SystemClock;
     let link =
         Link { provider: provider.provider(&settings.roots), auth_mode: provider.auth_mode(), ttl: provider.ttl() };
+    let role = if backup { " (backup)" } else { "" };
+    let name = provider.kind().name();
+    let driver = Driver::default();
+    let timeout = settings.timeout;
+    let look = async { Ok(tokio::time::timeout(timeout, link.provider.used_up_by_fetching()).await) };
+    match driver.run(look, interrupt)? {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(used_up))) => {
+            findings.push(finding(Status::Pass, "login.single_use", format!("{name}{role}: {used_up}"), None));
+            findings.push(finding(Status::Skip, "secret.readable", format!("{name}{role}: would use it up"), None));
+            return Ok(());
+        }
+        Ok(Err(error)) => {
+            findings.extend(failed_for(name, role, &error));
+            findings.push(finding(Status::Skip, "secret.readable", format!("{name}{role}: needs the login"), None));
+            return Ok(());
+        }
+        Err(_) => {
+            let what = format!("{name}{role}: no answer within {:.1} s", timeout.as_secs_f64());
+            let hint = "check that this machine reaches the backend, or raise MLFLOW_SECRETS_TIMEOUT_SEC";
+            findings.push(finding(Status::Fail, ErrorCode::FetchTimeout.as_str(), what, Some(hint)));
+            return Ok(());
+        }
+    }
     let chain = ProviderChain::of(vec![link], &settings.header_name);
     let budget = Budget { attempts: 1, deadline: clock.now() + settings.timeout, provider_decides: false };
     let started = Instant::now();
-    let outcome = Driver::default().run(async { Ok(chain.fetch(&clock, budget, true).await) }, interrupt)?;
-    let role = if backup { " (backup)" } else { "" };
-    let name = provider.kind().name();
+    let outcome = driver.run(async { Ok(chain.fetch(&clock, budget, true).await) }, interrupt)?;
     match outcome {
         Err(failure) => {
-            for mut found in failed(&failure.error) {
-                found["message"] = format!("{name}{role}: {}", found["message"].as_str().unwrap_or_default()).into();
-                findings.push(found);
-            }
+            findings.extend(failed_for(name, role, &failure.error));
             findings.push(finding(Status::Skip, "header.built", format!("{name}{role}: needs the secret"), None));
         }
         Ok(fetched) => {

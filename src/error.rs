@@ -113,11 +113,16 @@ error_codes! {
     /// The TLS connection to Vault was refused: the certificate is not signed by a CA that is trusted here, is for
     /// another name, or has expired.
     VaultTls = "vault.tls", Fetch;
+    /// Vault, or a proxy before it, sends the request to another host, or more than once. The token is not sent there: only
+    /// a standby's redirect (HTTP 307) to the same host is followed. Let `VAULT_ADDR` name the active node, or a load
+    /// balancer that finds it.
+    VaultRedirected = "vault.redirected", Fetch;
     /// Vault is sealed or still starting (HTTP 503). It is tried again within the deadline.
     VaultSealed = "vault.sealed", Fetch;
-    /// Vault asks for fewer requests (HTTP 429). It is tried again within the deadline.
+    /// Vault asks for fewer requests, or is a standby that does not serve them (HTTP 429). It is tried again within the deadline.
     VaultThrottled = "vault.throttled", Fetch;
-    /// Vault failed inside (HTTP 5xx, or a standby that can't answer). It is tried again within the deadline.
+    /// Vault failed inside (HTTP 5xx), or is a standby that can't answer yet (HTTP 412, 472, 473, or "cannot write to
+    /// readonly storage"). It is tried again within the deadline.
     VaultUnavailable = "vault.unavailable", Fetch;
     /// The token is not accepted: unknown, revoked or expired. Known elsewhere as "Vault authentication failed".
     VaultTokenRefused = "vault.token_refused", Fetch;
@@ -129,8 +134,22 @@ error_codes! {
     /// Nothing is stored at the path, or the path's mount does not exist. The message names every path tried. Known
     /// elsewhere as "Secret not found at path".
     VaultNotFound = "vault.not_found", Fetch;
-    /// The newest version of the secret is deleted or destroyed.
+    /// The version of the secret that is to be read is deleted. It can be undeleted.
     VaultSecretDeleted = "vault.secret_deleted", Fetch;
+    /// The version of the secret that is to be read is destroyed, for good.
+    VaultSecretDestroyed = "vault.secret_destroyed", Fetch;
+    /// No engine or login method is mounted where `MLFLOW_VAULT_KV_MOUNT` or `MLFLOW_VAULT_AUTH_MOUNT` says.
+    VaultWrongMount = "vault.wrong_mount", Fetch;
+    /// `VAULT_NAMESPACE` or `MLFLOW_VAULT_AUTH_NAMESPACE` names a namespace that does not exist.
+    VaultWrongNamespace = "vault.wrong_namespace", Fetch;
+    /// The wrapping token in `MLFLOW_VAULT_WRAPPED_SECRET_ID` was already unwrapped, or has expired. Unless another process
+    /// of yours unwrapped it, somebody else may have: treat the secret id as stolen, and revoke it. (The process that
+    /// unwraps keeps the secret id in its memory, and a forked child has it too; a copy that was sent elsewhere as a pickle
+    /// has not, and needs a wrapping token of its own.)
+    VaultAlreadyUnwrapped = "vault.already_unwrapped", Fetch;
+    /// The wrapping token was not made by asking the configured AppRole for a secret id. Somebody may have replaced it: it
+    /// is not unwrapped.
+    VaultWrappingOrigin = "vault.wrapping_origin", Fetch;
     /// The server answered something that Vault does not answer. Is it Vault that `VAULT_ADDR` names?
     VaultUnexpectedAnswer = "vault.unexpected_answer", Fetch;
     /// No region is configured: neither `AWS_REGION` nor `AWS_DEFAULT_REGION` is set, the profile names none, and the

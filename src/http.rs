@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorCode, Outlook, Result};
@@ -25,11 +25,11 @@ pub enum TrustRoots {
     /// Those of the operating system.
     #[default]
     System,
-    /// Those in a PEM file, and no others.
+    /// Those in a PEM file, or in the PEM files of a directory, and no others.
     Only {
         /// The variable that named the file, for error texts.
         variable: &'static str,
-        /// The file.
+        /// The file or directory.
         path: PathBuf,
     },
 }
@@ -54,13 +54,29 @@ impl TrustRoots {
                 format!("let {variable} name a PEM file with CA certificates, or unset it"),
             )
         };
-        let pem = std::fs::read(path).map_err(|e| unusable(format!("which can't be read: {}", plain_io(&e))))?;
-        let certificates = reqwest::Certificate::from_pem_bundle(&pem);
-        match certificates {
-            Ok(certificates) if !certificates.is_empty() => Ok(Some(certificates)),
-            _ => Err(unusable("which holds no PEM certificate".to_owned())),
+        let unreadable = |e: io::Error| unusable(format!("which can't be read: {}", plain_io(&e)));
+        let mut certificates = Vec::new();
+        for file in files(path).map_err(unreadable)? {
+            let pem = std::fs::read(&file).map_err(unreadable)?;
+            certificates.extend(reqwest::Certificate::from_pem_bundle(&pem).unwrap_or_default());
         }
+        if certificates.is_empty() {
+            return Err(unusable("which holds no PEM certificate".to_owned()));
+        }
+        Ok(Some(certificates))
     }
+}
+
+/// The file itself, or the files in a directory; those in directories below it don't count.
+fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = entries.collect::<io::Result<Vec<_>>>()?;
+    files.retain(|file| file.is_file());
+    files.sort();
+    Ok(files)
 }
 
 /// What a backend needs of its HTTP client.
@@ -83,6 +99,17 @@ pub struct ClientOptions<'a> {
 /// # Errors
 /// [`ErrorCode::ConfigFile`] for roots that can't be read, [`ErrorCode::FetchClient`] where the system has none.
 pub fn client(options: &ClientOptions<'_>) -> Result<reqwest::Client> {
+    client_with(options, |builder| builder)
+}
+
+/// As [`client`], with what only one backend needs added by `adapt`.
+///
+/// # Errors
+/// As [`client`].
+pub fn client_with(
+    options: &ClientOptions<'_>,
+    adapt: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+) -> Result<reqwest::Client> {
     // Making a client initialises statics of the TLS library: a fork in the middle of that would leave the child waiting.
     let _guard = runtime::hold_off_forks();
     let mut builder = reqwest::Client::builder()
@@ -103,7 +130,7 @@ pub fn client(options: &ClientOptions<'_>) -> Result<reqwest::Client> {
     } else if let Some(certificates) = options.roots.certificates()? {
         builder = builder.tls_certs_only(certificates);
     }
-    builder.build().map_err(|e| {
+    adapt(builder).build().map_err(|e| {
         Error::new(
             ErrorCode::FetchClient,
             format!("the HTTP client can't be made: {}", reason(&e)),

@@ -193,4 +193,11 @@ pub trait Provider: Send + Sync {
     fn identity_report(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// What a fetch would use up that works only once, in words, after a look at it; `None` where it costs nothing.
+    ///
+    /// Whoever only examines, as `doctor` does, asks this first, and does not fetch where there is an answer.
+    fn used_up_by_fetching<'a>(&'a self) -> BoxFuture<'a, Result<Option<String>>> {
+        Box::pin(async { Ok(None) })
+    }
 }

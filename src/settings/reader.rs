@@ -1,6 +1,7 @@
 //! Reads single variables, collects what is wrong with them, and remembers what was read.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Environment;
@@ -67,6 +68,19 @@ impl<'a> Reader<'a> {
         let value = self.environment.get(variable.name).map(|value| SecretString::from(value.trim()));
         self.record(variable, value.as_ref().map(|_| "set"));
         value
+    }
+
+    /// The value as a secret, exactly as it is set: a space may belong to a password.
+    pub fn password(&mut self, variable: &'static Variable) -> Option<SecretString> {
+        let value = self.environment.get(variable.name).map(SecretString::from);
+        self.record(variable, value.as_ref().map(|_| "set"));
+        value
+    }
+
+    /// The user's home directory, where it is known.
+    pub fn home(&self) -> Option<PathBuf> {
+        let named = self.environment.get("HOME").or_else(|| self.environment.get("USERPROFILE"));
+        named.map(PathBuf::from).or_else(std::env::home_dir)
     }
 
     /// The value of the first of two variables that mean the same; set to different values they are an error.

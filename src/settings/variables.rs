@@ -156,14 +156,20 @@ variables! {
     VAULT_ROLE_ID: Vault.accepts("a role id").example("7a0f…");
     /// The secret id of an AppRole login.
     VAULT_SECRET_ID: Vault.accepts("a secret id").example("d41d…").secret();
-    /// How to log in to Vault: with `VAULT_TOKEN`, by AppRole, or `auto`, which takes the first of these that is
-    /// configured.
-    MLFLOW_VAULT_AUTH_METHOD: Vault.default("auto").accepts("auto, token or approle").example("approle");
+    /// How to log in to Vault. `auto` takes the first of these that is configured: `VAULT_TOKEN`, AppRole, kubernetes or
+    /// jwt, userpass or ldap, a TLS certificate, an agent, and last the file `~/.vault-token`.
+    ///
+    /// `token` without `VAULT_TOKEN` reads `~/.vault-token`, anew for every fetch.
+    MLFLOW_VAULT_AUTH_METHOD: Vault
+        .default("auto").accepts("auto, token, approle, kubernetes, jwt, userpass, ldap, cert or agent")
+        .example("approle");
     /// Where the login method is mounted.
     MLFLOW_VAULT_AUTH_MOUNT: Vault.default("the method's own name").accepts("a mount path").example("approle-ci");
-    /// The namespace of the secret and of the login.
+    /// The namespace of the secret and, unless `MLFLOW_VAULT_AUTH_NAMESPACE` says otherwise, of the login.
     VAULT_NAMESPACE: Vault.accepts("a namespace").example("team-a");
-    /// The mount of the secret's engine, where it can't be told from the path.
+    /// The mount of the secret's engine, where it can't be told from the path. The path may then leave it out.
+    ///
+    /// Together with `MLFLOW_VAULT_KV_VERSION` it saves the question which engine the path belongs to.
     MLFLOW_VAULT_KV_MOUNT: Vault.default("found out").accepts("a mount path").example("secret");
     /// The version of the KV engine: `1`, `2`, or `auto`, which asks Vault.
     MLFLOW_VAULT_KV_VERSION: Vault.default("auto").accepts("auto, 1 or 2").example("2");
@@ -174,6 +180,38 @@ variables! {
     VAULT_CACERT: Vault.default("the system's roots").accepts("a file path").example("/etc/ssl/vault-ca.pem");
     /// How long one request to Vault may take: `60`, `60s`, `1m`. The lesser of this and the total holds.
     VAULT_CLIENT_TIMEOUT: Vault.accepts("a number of seconds, or one with s or m").example("60s");
+    /// The namespace of the login, where it is not the secret's; `root` is the outermost.
+    MLFLOW_VAULT_AUTH_NAMESPACE: Vault
+        .default("VAULT_NAMESPACE").accepts("a namespace").example("root");
+    /// The role to log in as, with the methods kubernetes, jwt and cert.
+    MLFLOW_VAULT_ROLE: Vault.accepts("the name of a role").example("mlflow");
+    /// The file with the signed token of the methods kubernetes and jwt, read anew for every login.
+    ///
+    /// For kubernetes, the token of the pod's service account by default.
+    MLFLOW_VAULT_JWT_PATH: Vault.accepts("a file path").example("/var/run/secrets/tokens/vault");
+    /// The user name of the methods userpass and ldap.
+    MLFLOW_VAULT_USERNAME: Vault.accepts("a user name").example("mlflow-ci");
+    /// The password of the methods userpass and ldap.
+    MLFLOW_VAULT_PASSWORD: Vault.accepts("a password").example("…").secret();
+    /// A response-wrapping token that gives the secret id of an AppRole login, once.
+    ///
+    /// The secret id that it gives stays in the memory of the process that unwrapped it, and of those that it forks.
+    MLFLOW_VAULT_WRAPPED_SECRET_ID: Vault.accepts("a wrapping token").example("hvs.…").secret();
+    /// The version of the secret to read, on a KV version 2 mount.
+    MLFLOW_VAULT_SECRET_VERSION: Vault.default("the newest").accepts("a whole number, 1 or more").example("3");
+    /// A directory of PEM files with the CA certificates that sign Vault's. `VAULT_CACERT` comes first.
+    VAULT_CAPATH: Vault.default("the system's roots").accepts("a directory").example("/etc/ssl/vault-ca.d");
+    /// A PEM file with the certificate to show Vault, for the login method cert or a listener that asks for one.
+    VAULT_CLIENT_CERT: Vault.accepts("a file path").example("/etc/ssl/mlflow.pem");
+    /// A PEM file with the private key of `VAULT_CLIENT_CERT`.
+    VAULT_CLIENT_KEY: Vault.accepts("a file path").example("/etc/ssl/mlflow.key");
+    /// The name that Vault's certificate must carry, where it is not the one in `VAULT_ADDR`.
+    VAULT_TLS_SERVER_NAME: Vault.accepts("a host name").example("vault.internal");
+    /// Where a Vault agent or proxy listens that logs in for us: `http://host:port` or `unix:///path`.
+    ///
+    /// With a login of ours it is only used where `VAULT_ADDR` is unset.
+    VAULT_AGENT_ADDR: Vault
+        .accepts("a URL, http://host:port, or unix:///path").example("http://127.0.0.1:8100");
 
     /// The region of the secret and of STS. A full ARN as the secret's name brings its own region, which wins for reading
     /// the secret.

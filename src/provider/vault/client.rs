@@ -1,65 +1,100 @@
-//! One exchange with Vault: `vaultrs`' endpoints over our HTTP client, and what an answer means.
+//! One exchange with Vault: `vaultrs`' endpoints over our HTTP client, and what its failures mean.
 //!
 //! `vaultrs`' own client is not used: it follows redirects with the token, reads answers of any size, and panics on some
 //! input. Its endpoint types and their machinery are.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::SystemTime;
 
-use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rustify::Endpoint;
 use rustify::client::Client;
-use rustify::endpoint::{MiddleWare, Wrapper};
+use rustify::endpoint::MiddleWare;
 use rustify::errors::ClientError;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
-use vaultrs::api::EndpointResult;
+use url::Url;
+use zeroize::Zeroizing;
 
-use super::settings::VaultSettings;
+use super::answer::{Envelope, VaultFailure};
+use super::settings::{ClientCertificate, Server, VaultSettings};
 use crate::error::{Error, ErrorCode, Outlook, Result};
-use crate::http::{self, BodyError, ClientOptions, TransportFailure, TrustRoots};
+use crate::http::{self, ClientOptions, TransportFailure, TrustRoots};
 use crate::origin::{Origin, Scheme, redacted};
 use crate::secret::SecretString;
+use crate::settings::variables as var;
 
-/// A client of one Vault server.
+/// A client of one Vault server, in one namespace for the secret and one for the login.
 pub struct VaultClient {
     transport: Transport,
     namespace: Option<String>,
+    login_namespace: Option<String>,
     shown_address: String,
+    address_variable: &'static str,
+    files: Vec<(PathBuf, Option<SystemTime>)>,
 }
 
-/// Why an exchange failed.
-pub struct VaultFailure {
-    /// The HTTP status, where the server answered.
-    pub status: Option<u16>,
-    /// The body of an answer, where it is JSON. Never shown.
-    pub body: Option<Value>,
-    retry_after: Option<Duration>,
-    transport: Option<TransportFailure>,
-    what: String,
+/// Which namespace a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// That of the secret.
+    Secret,
+    /// That of the login, in which the token lives.
+    Login,
 }
 
 impl VaultClient {
     /// A client for `settings`, with `roots` where Vault has none of its own.
     pub fn new(settings: &VaultSettings, roots: &TrustRoots) -> Result<Self> {
-        let origin = Origin::of(&settings.address)?;
-        let http = http::client(&ClientOptions {
-            tls: origin.scheme() == Scheme::Https,
-            roots: settings.roots.as_ref().unwrap_or(roots),
-            skip_verify: settings.skip_verify,
+        let (url, socket, address_variable) = match &settings.server {
+            Server::Network { address, variable } => (address.as_str(), None, *variable),
+            Server::Unix(path) => ("http://localhost", Some(path), var::VAULT_AGENT_ADDR.name),
+        };
+        let origin = Origin::of(url)?;
+        let tls = origin.scheme() == Scheme::Https;
+        let roots = settings.tls.roots.as_ref().unwrap_or(roots);
+        let options = ClientOptions {
+            tls,
+            roots,
+            skip_verify: settings.tls.skip_verify,
             loopback: origin.is_loopback(),
             request_timeout: settings.request_timeout,
+        };
+        let files = files_in_use(settings, roots).map(|path| (path.to_owned(), modified(path))).collect();
+        let certificate = settings.tls.client_certificate.as_ref().filter(|_| tls);
+        let identity = certificate.map(ClientCertificate::read).transpose()?;
+        let server_name = settings.tls.server_name.as_ref().filter(|_| tls);
+        let http = http::client_with(&options, |mut builder| {
+            if let Some(identity) = identity {
+                builder = builder.identity(identity);
+            }
+            if let Some(name) = server_name {
+                builder = builder.dns_resolver(Arc::new(Alias { name: name.clone(), host: origin.host().to_owned() }));
+            }
+            #[cfg(unix)]
+            if let Some(path) = socket {
+                builder = builder.unix_socket(path.clone());
+            }
+            builder
         })?;
+        let shown_address = match socket {
+            Some(path) => format!("unix://{}", path.display()),
+            None => redacted(url),
+        };
         Ok(Self {
-            transport: Transport {
-                http,
-                base: format!("{}/v1", settings.address),
-                retry_after: ArcSwapOption::empty(),
-            },
+            transport: Transport::new(http, url, origin, server_name.map(String::as_str)),
             namespace: settings.namespace.clone(),
-            shown_address: redacted(&settings.address),
+            login_namespace: settings.login_namespace.clone(),
+            shown_address,
+            address_variable,
+            files,
         })
+    }
+
+    /// Whether the certificates' files are those that it was made with. They are replaced where somebody rotates them.
+    pub fn is_up_to_date(&self) -> bool {
+        self.files.iter().all(|(path, then)| modified(path) == *then)
     }
 
     /// The address as it may be shown.
@@ -67,24 +102,29 @@ impl VaultClient {
         &self.shown_address
     }
 
-    /// Sends `endpoint` with `token`, and reads the answer's envelope.
+    /// Sends `endpoint` with `token` to the namespace of `scope`, and reads the answer's envelope.
     pub async fn ask<E, T>(
         &self,
+        scope: Scope,
         token: Option<&SecretString>,
         endpoint: E,
-    ) -> std::result::Result<EndpointResult<T>, VaultFailure>
+    ) -> std::result::Result<Envelope<T>, VaultFailure>
     where
         E: Endpoint<Response = T>,
         T: DeserializeOwned + Send + Sync,
-        EndpointResult<T>: Wrapper<Value = T>,
     {
-        let headers = Headers { token, namespace: self.namespace.as_deref() };
-        let answer = endpoint.with_middleware(&headers).exec(&self.transport).await;
-        let answer = answer.map_err(|error| {
-            let retry_after = self.transport.take_retry_after();
-            VaultFailure { retry_after, ..VaultFailure::of(error) }
-        })?;
-        answer.wrap::<EndpointResult<T>>().map_err(VaultFailure::of)
+        let namespace = match scope {
+            Scope::Secret => self.namespace.as_deref(),
+            Scope::Login => self.login_namespace.as_deref(),
+        };
+        let headers = Headers { token, namespace, host: self.transport.host_header.as_deref() };
+        let answer = endpoint.with_middleware(&headers).exec(&self.transport).await.map_err(VaultFailure::of)?;
+        let (parts, body) = answer.response.into_parts();
+        if !parts.status.is_success() {
+            return Err(VaultFailure::answered(&::http::Response::from_parts(parts, body)));
+        }
+        let body = Zeroizing::new(body);
+        serde_json::from_slice(&body).map_err(|_| VaultFailure::not_vaults())
     }
 
     /// The error for a failure that has no meaning of its own to the caller. `doing` is what was tried, as in "reading".
@@ -92,25 +132,24 @@ impl VaultClient {
         let address = &self.shown_address;
         let Some(status) = failure.status else {
             return match failure.transport {
-                Some(TransportFailure::Tls(problem)) => Error::new(
-                    ErrorCode::VaultTls,
-                    format!("the TLS connection to Vault at {address} failed: {problem}"),
-                    "name the CA that signs Vault's certificate in VAULT_CACERT (a PEM file), and use the name that is in the certificate",
-                ),
+                Some(TransportFailure::Tls(problem)) => self.tls_failed(&problem),
                 Some(TransportFailure::Unreachable(reason)) => Error::new(
                     ErrorCode::VaultUnreachable,
                     format!("{doing} failed, because Vault at {address} can't be reached: {reason}"),
-                    "check VAULT_ADDR, that Vault is running, and that this machine may reach it",
+                    format!(
+                        "check {}, that Vault is running, and that this machine may reach it",
+                        self.address_variable
+                    ),
                 )
                 .with_outlook(Outlook::Unreachable),
-                None => self.unexpected(&failure.what),
+                None => self.unexpected(failure.what),
             };
         };
         let error = match status {
             429 => Error::new(
                 ErrorCode::VaultThrottled,
-                format!("Vault at {address} asks for fewer requests (HTTP 429)"),
-                "raise MLFLOW_VAULT_TTL_SEC, or the rate limit in Vault",
+                format!("Vault at {address} asks for fewer requests, or is a standby (HTTP 429)"),
+                "raise MLFLOW_VAULT_TTL_SEC or the rate limit in Vault, and look whether a node is active",
             )
             .with_outlook(Outlook::Unreachable),
             503 => Error::new(
@@ -120,7 +159,13 @@ impl VaultClient {
             )
             .with_outlook(Outlook::Unreachable),
             412 => self.unavailable(status).with_outlook(Outlook::MayPass),
+            // A performance standby that has not seen the new token yet.
+            400 if failure.says("cannot write to readonly storage") => {
+                self.unavailable(status).with_outlook(Outlook::MayPass)
+            }
             408 | 472 | 473 | 500..=599 => self.unavailable(status).with_outlook(Outlook::Unreachable),
+            404 if failure.says("namespace not found") => self.wrong_namespace(),
+            301..=303 | 307 | 308 => self.redirected(status, failure.redirected_to.as_deref()),
             _ => self.unexpected(&format!("{doing} was answered with HTTP {status}")),
         };
         error.with_retry_after(failure.retry_after)
@@ -131,7 +176,60 @@ impl VaultClient {
         Error::new(
             ErrorCode::VaultUnexpectedAnswer,
             format!("the server at {} did not answer as Vault does: {what}", self.shown_address),
-            "check that VAULT_ADDR names a Vault or OpenBao server, without a path behind it unless a proxy adds one",
+            format!(
+                "check that {} names a Vault or OpenBao server, without a path behind it unless a proxy adds one",
+                self.address_variable
+            ),
+        )
+    }
+
+    /// The namespace of the login; `None` is the root.
+    pub fn login_namespace(&self) -> Option<&str> {
+        self.login_namespace.as_deref()
+    }
+
+    /// The namespace of the secret, as the end of a sentence's part; empty in the root.
+    pub fn in_namespace(&self) -> String {
+        self.namespace.as_ref().map(|name| format!(" in namespace {name}")).unwrap_or_default()
+    }
+
+    /// As [`in_namespace`](Self::in_namespace), of the login.
+    pub fn in_login_namespace(&self) -> String {
+        self.login_namespace.as_ref().map(|name| format!(" in namespace {name}")).unwrap_or_default()
+    }
+
+    fn tls_failed(&self, problem: &str) -> Error {
+        let hint = if problem.contains("alert") {
+            "the server refused our side: it may ask for a client certificate (VAULT_CLIENT_CERT and VAULT_CLIENT_KEY), or want another one"
+        } else {
+            "name the CA that signs Vault's certificate in VAULT_CACERT (a PEM file), and use the name that is in the certificate, in VAULT_ADDR or VAULT_TLS_SERVER_NAME"
+        };
+        let message = format!("the TLS connection to Vault at {} failed: {problem}", self.shown_address);
+        Error::new(ErrorCode::VaultTls, message, hint)
+    }
+
+    fn wrong_namespace(&self) -> Error {
+        let names = [&self.namespace, &self.login_namespace].map(|name| name.as_deref().unwrap_or("root"));
+        let [secret, login] = names;
+        Error::new(
+            ErrorCode::VaultWrongNamespace,
+            format!(
+                "Vault at {} has no such namespace: {secret} for the secret, {login} for the login",
+                self.shown_address
+            ),
+            "check VAULT_NAMESPACE, and MLFLOW_VAULT_AUTH_NAMESPACE where the login is in another one",
+        )
+    }
+
+    fn redirected(&self, status: u16, target: Option<&str>) -> Error {
+        Error::new(
+            ErrorCode::VaultRedirected,
+            format!(
+                "the server at {} sends us to {} (HTTP {status}), where the Vault token must not go",
+                self.shown_address,
+                target.unwrap_or("nowhere")
+            ),
+            format!("let {} name the active node, or a load balancer that finds it", self.address_variable),
         )
     }
 
@@ -144,39 +242,127 @@ impl VaultClient {
     }
 }
 
-impl VaultFailure {
-    fn of(error: ClientError) -> Self {
-        let nothing = Self { status: None, body: None, retry_after: None, transport: None, what: String::new() };
-        match error {
-            ClientError::ServerResponseError { code, content } => {
-                let body = content.and_then(|text| serde_json::from_str(&text).ok());
-                Self { status: Some(code), body, ..nothing }
-            }
-            ClientError::RequestError { source, .. } | ClientError::ResponseError { source } => {
-                let too_large = matches!(source.downcast_ref(), Some(BodyError::TooLarge));
-                let transport = (!too_large).then(|| TransportFailure::of(source.as_ref()));
-                Self { transport, what: "the answer is larger than 1 MiB".to_owned(), ..nothing }
-            }
-            // Their texts may quote the answer, which may hold the secret.
-            ClientError::ResponseParseError { .. } => {
-                Self { what: "the answer is not the JSON that Vault sends".to_owned(), ..nothing }
-            }
-            _ => Self { what: "the request can't be made from the settings".to_owned(), ..nothing },
-        }
+impl ClientCertificate {
+    fn read(&self) -> Result<reqwest::Identity> {
+        let unusable = |variable: &str, path: &Path, what: String| {
+            Error::new(
+                ErrorCode::ConfigFile,
+                format!("{variable} names {}, {what}", path.display()),
+                "let VAULT_CLIENT_CERT name a PEM file with a certificate, and VAULT_CLIENT_KEY one with its private key, not encrypted",
+            )
+        };
+        let read = |variable: &str, path: &Path| {
+            std::fs::read(path)
+                .map_err(|e| unusable(variable, path, format!("which can't be read: {}", http::plain_io(&e))))
+        };
+        let mut pem = Zeroizing::new(read(var::VAULT_CLIENT_CERT.name, &self.certificate)?);
+        pem.push(b'\n');
+        pem.extend_from_slice(&Zeroizing::new(read(var::VAULT_CLIENT_KEY.name, &self.key)?));
+        reqwest::Identity::from_pem(&pem).map_err(|_| {
+            let what = format!("which is no usable certificate together with the key in {}", self.key.display());
+            unusable(var::VAULT_CLIENT_CERT.name, &self.certificate, what)
+        })
     }
 }
 
-/// Sends requests, without redirects and with a bound on the answer's size.
+fn files_in_use<'a>(settings: &'a VaultSettings, roots: &'a TrustRoots) -> impl Iterator<Item = &'a Path> {
+    let of_roots = match roots {
+        TrustRoots::Only { path, .. } => Some(path.as_path()),
+        TrustRoots::System => None,
+    };
+    let of_ours = settings.tls.client_certificate.iter().flat_map(|c| [c.certificate.as_path(), c.key.as_path()]);
+    of_roots.into_iter().chain(of_ours)
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+/// Finds `host`'s addresses under another `name`, so that TLS asks for that name.
+struct Alias {
+    name: String,
+    host: String,
+}
+
+impl Resolve for Alias {
+    fn resolve(&self, name: Name) -> Resolving {
+        let host =
+            if name.as_str().eq_ignore_ascii_case(&self.name) { self.host.clone() } else { name.as_str().to_owned() };
+        Box::pin(async move {
+            let addresses = tokio::net::lookup_host((host.trim_matches(['[', ']']), 0)).await?;
+            Ok(Box::new(addresses.collect::<Vec<_>>().into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Sends requests, with a bound on the answer's size, and follows no redirect but a standby's to its own host.
 struct Transport {
     http: reqwest::Client,
     base: String,
-    /// What the last answer's `Retry-After` said: `rustify`'s error keeps status and body only.
-    retry_after: ArcSwapOption<Duration>,
+    origin: Origin,
+    server_name: Option<String>,
+    host_header: Option<String>,
 }
 
 impl Transport {
-    fn take_retry_after(&self) -> Option<Duration> {
-        self.retry_after.swap(None).map(|wait| *wait)
+    fn new(http: reqwest::Client, url: &str, origin: Origin, server_name: Option<&str>) -> Self {
+        let mut base = format!("{url}/v1");
+        let mut host_header = None;
+        if let (Some(name), Ok(mut url)) = (server_name, Url::parse(&base)) {
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            host_header = Some(format!("{}{port}", url.host_str().unwrap_or_default()));
+            // The name was checked to be a host's.
+            if url.set_host(Some(name)).is_ok() {
+                base = url.to_string();
+            }
+        }
+        Self { http, base, origin, server_name: server_name.map(str::to_owned), host_header }
+    }
+
+    async fn exchange(&self, request: reqwest::Request) -> std::result::Result<::http::Response<Vec<u8>>, ClientError> {
+        let failed = |source: reqwest::Error| ClientError::RequestError {
+            source: source.into(),
+            url: String::new(),
+            method: String::new(),
+        };
+        let again = request.try_clone();
+        let mut answer = self.http.execute(request).await.map_err(failed)?;
+        if let Some(again) = again.and_then(|again| self.at_active_node(again, &answer)) {
+            log::debug!(target: "mlflow_secrets_auth.vault", event = "standby_redirect";
+                "the standby sends us to port {:?} of its host", again.url().port_or_known_default());
+            answer = self.http.execute(again).await.map_err(failed)?;
+        }
+        let mut response = ::http::Response::new(Vec::new());
+        *response.status_mut() = answer.status();
+        std::mem::swap(response.headers_mut(), answer.headers_mut());
+        *response.body_mut() =
+            http::read_body(answer).await.map_err(|e| ClientError::ResponseError { source: e.into() })?;
+        Ok(response)
+    }
+
+    /// The same request to where a standby says that the active node is: the same host, never from https to http, and the
+    /// same path of the API. Anything else is not a standby's answer, and would give the token away.
+    fn at_active_node(&self, mut request: reqwest::Request, answer: &reqwest::Response) -> Option<reqwest::Request> {
+        if answer.status() != ::http::StatusCode::TEMPORARY_REDIRECT {
+            return None;
+        }
+        let location = answer.headers().get(::http::header::LOCATION)?.to_str().ok()?;
+        let mut target = Url::parse(location).ok()?;
+        let origin = Origin::of(location).ok()?;
+        let same_host = origin.host() == self.origin.host();
+        let no_downgrade = origin.scheme() == Scheme::Https || self.origin.scheme() == Scheme::Http;
+        let of_api = |path: &str| path.find("/v1/").map(|start| path[start..].to_owned());
+        let same_path =
+            of_api(target.path()) == of_api(request.url().path()) && target.query() == request.url().query();
+        if !(same_host && no_downgrade && same_path) {
+            return None;
+        }
+        if let Some(name) = &self.server_name {
+            target.set_host(Some(name)).ok()?;
+            request.headers_mut().remove(::http::header::HOST);
+        }
+        *request.url_mut() = target;
+        Some(request)
     }
 }
 
@@ -188,16 +374,15 @@ impl Client for Transport {
     ) -> std::result::Result<::http::Response<Vec<u8>>, ClientError> {
         let request =
             reqwest::Request::try_from(request).map_err(|source| ClientError::ReqwestBuildError { source })?;
-        let failed = |source| ClientError::RequestError { source, url: String::new(), method: String::new() };
-        self.retry_after.store(None);
-        let mut answer = self.http.execute(request).await.map_err(|e| failed(e.into()))?;
-        self.retry_after.store(http::retry_after(answer.headers()).map(Arc::new));
-        let mut response = ::http::Response::new(Vec::new());
-        *response.status_mut() = answer.status();
-        std::mem::swap(response.headers_mut(), answer.headers_mut());
-        *response.body_mut() =
-            http::read_body(answer).await.map_err(|e| ClientError::ResponseError { source: e.into() })?;
-        Ok(response)
+        self.exchange(request).await
+    }
+
+    // The default one writes URLs into the log, and drops the headers of an answer that is an error.
+    async fn execute(
+        &self,
+        request: ::http::Request<Vec<u8>>,
+    ) -> std::result::Result<::http::Response<Vec<u8>>, ClientError> {
+        self.send(request).await
     }
 
     fn base(&self) -> &str {
@@ -209,6 +394,7 @@ impl Client for Transport {
 struct Headers<'a> {
     token: Option<&'a SecretString>,
     namespace: Option<&'a str>,
+    host: Option<&'a str>,
 }
 
 impl MiddleWare for Headers<'_> {
@@ -229,6 +415,9 @@ impl MiddleWare for Headers<'_> {
             Ok::<_, ClientError>(())
         };
         set("x-vault-request", "true", false)?;
+        if let Some(host) = self.host {
+            set("host", host, false)?;
+        }
         if let Some(namespace) = self.namespace {
             set("x-vault-namespace", namespace, false)?;
         }

@@ -1,110 +1,309 @@
 //! Who we are to Vault: the token at hand, or a login that is reused for as long as its lease lasts.
+//!
+//! A login is used to the very end of its lease, so that a day costs no more logins than it has leases: a token that ends
+//! on the way to Vault costs one refused read, and the login that was due anyway. From half of the lease on, it is renewed
+//! instead, where Vault permits that.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use rustify::Endpoint;
-use vaultrs::api::EndpointResult;
-use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
+use vaultrs::api::token::requests::RenewTokenSelfRequest;
 
-use super::client::{VaultClient, VaultFailure};
-use super::settings::Login;
+use super::answer::{Auth, VaultFailure};
+use super::client::{Scope, VaultClient};
+use super::endpoints::LookUpSelf;
+use super::login::{log_in, token_in_file};
+use super::settings::{Login, VaultSettings};
 use crate::clock::Clock;
-use crate::error::{Error, ErrorCode, Outlook, Result};
+use crate::error::{ErrorCode, Result};
 use crate::secret::SecretString;
+use crate::settings::variables as var;
 
-/// A login is renewed by logging in again this much before its lease ends, or a tenth of the lease before.
-const SKEW: Duration = Duration::from_secs(30);
+/// A token from the settings is looked up once it has been used for this long: a process that ends before needs no renewal.
+const LOOK_UP_AFTER: Duration = Duration::from_secs(60);
+/// After a fresh login did not help against a 403, the next is not tried before this long, then twice as long, up to an
+/// hour.
+const FIRST_REST: Duration = Duration::from_secs(60);
+const LAST_REST: Duration = Duration::from_secs(3600);
 
-/// The identity of one provider. The login survives a fork: it is a value, not a connection.
+/// The identity of one provider. What it holds survives a fork: values, not connections.
 pub struct Identity {
     login: Login,
+    reason: String,
+    announced: AtomicBool,
     session: ArcSwapOption<Session>,
 }
 
-/// A token that a login gave.
+/// A token in use.
 struct Session {
     token: SecretString,
-    /// On [`Clock::now`]; `None` where the token does not end.
-    usable_until: Option<Duration>,
+    /// On [`Clock::now`], before the login was sent: Vault's own count begins later, so ours never ends after it.
+    made_at: Duration,
+    /// `None` where the token does not end, or where only Vault knows.
+    ends_at: Option<Duration>,
+    /// What the login was given: a renewal that gives much less has met the token's maximum.
+    lease: Duration,
+    upkeep: Upkeep,
+    /// How many requests it is still good for, where that is limited.
+    uses_left: Option<AtomicU64>,
+    /// How many fresh logins in a row did not help against a 403.
+    doubts: u32,
 }
 
-/// A token to read with.
-pub struct Token {
-    /// The token itself.
-    pub token: SecretString,
-    /// Whether logging in again could give a better one.
-    pub renewable_by_login: bool,
+/// What is to be done for a token while it is in use.
+#[derive(Clone, Copy)]
+enum Upkeep {
+    Nothing,
+    LookUpFrom(Duration),
+    RenewFrom(Duration),
+}
+
+impl Session {
+    fn of_login(auth: Auth, asked_at: Duration) -> Self {
+        let lease = Duration::from_secs(auth.lease_duration);
+        let uses = auth.num_uses.filter(|uses| *uses > 0);
+        // A renewal is a use too, and so no gain where uses are limited.
+        let renewable = auth.renewable && !lease.is_zero() && uses.is_none();
+        Self {
+            token: auth.client_token,
+            made_at: asked_at,
+            ends_at: (!lease.is_zero()).then(|| asked_at + lease),
+            lease,
+            upkeep: if renewable { Upkeep::RenewFrom(asked_at + lease / 2) } else { Upkeep::Nothing },
+            uses_left: uses.map(AtomicU64::new),
+            doubts: 0,
+        }
+    }
+
+    fn of_settings(token: SecretString, now: Duration) -> Self {
+        Self {
+            token,
+            made_at: now,
+            ends_at: None,
+            lease: Duration::ZERO,
+            upkeep: Upkeep::LookUpFrom(now + LOOK_UP_AFTER),
+            uses_left: None,
+            doubts: 0,
+        }
+    }
+
+    fn with_upkeep(&self, upkeep: Upkeep) -> Self {
+        Self {
+            token: self.token.clone(),
+            uses_left: self.uses_left.as_ref().map(|uses| AtomicU64::new(uses.load(Ordering::Relaxed))),
+            upkeep,
+            ..*self
+        }
+    }
+
+    /// The same token after a renewal that gave it `lease` more from `asked_at` on.
+    fn renewed(&self, lease: Duration, renewable: bool, asked_at: Duration) -> Self {
+        let worth_it = renewable && lease * 2 > self.lease;
+        Self {
+            ends_at: self.ends_at.map(|_| asked_at + lease),
+            ..self.with_upkeep(if worth_it { Upkeep::RenewFrom(asked_at + lease / 2) } else { Upkeep::Nothing })
+        }
+    }
+
+    fn has_ended(&self, now: Duration) -> bool {
+        self.ends_at.is_some_and(|end| now >= end)
+    }
+
+    /// Takes one use; false where none is left.
+    fn take_use(&self) -> bool {
+        let Some(uses) = &self.uses_left else { return true };
+        uses.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |uses| uses.checked_sub(1)).is_ok()
+    }
 }
 
 impl Identity {
     /// An identity that has not logged in yet.
-    pub fn new(login: Login) -> Self {
-        Self { login, session: ArcSwapOption::empty() }
+    pub fn new(settings: &VaultSettings) -> Self {
+        Self {
+            login: settings.login.clone(),
+            reason: settings.login_reason.clone(),
+            announced: AtomicBool::new(false),
+            session: ArcSwapOption::empty(),
+        }
     }
 
     /// How users know it: `the token in VAULT_TOKEN`, `AppRole at auth/approle`.
     pub fn description(&self) -> String {
-        match &self.login {
-            Login::Token(_) => "the token in VAULT_TOKEN".to_owned(),
-            Login::AppRole { mount, .. } => format!("AppRole at auth/{mount}"),
-        }
+        self.login.description()
     }
 
-    /// A token: the configured one, that of the last login while its lease lasts, or that of a new login.
-    pub async fn token(&self, client: &VaultClient, clock: &dyn Clock) -> Result<Token> {
-        let (mount, role_id, secret_id) = match &self.login {
-            Login::Token(token) => return Ok(Token { token: token.clone(), renewable_by_login: false }),
-            Login::AppRole { mount, role_id, secret_id } => (mount, role_id, secret_id),
+    /// A token for one request: the configured one, that of the last login while it is good, or that of a new login.
+    /// `None` in agent mode, where the agent adds its own.
+    pub async fn token(&self, client: &VaultClient, clock: &dyn Clock) -> Result<Option<SecretString>> {
+        if !self.announced.swap(true, Ordering::Relaxed) {
+            log::info!(target: "mlflow_secrets_auth.vault", event = "login_method", reason = self.reason.as_str();
+                "Vault is read with {}, because {}", self.description(), self.reason);
+        }
+        let configured = match &self.login {
+            Login::Agent => return Ok(None),
+            Login::Token(token) => Some(token.clone()),
+            Login::TokenFile(path) => Some(token_in_file(path, var::MLFLOW_VAULT_AUTH_METHOD.name)?),
+            _ => None,
         };
+        let now = clock.now();
+        let held = self.session.load_full();
+        let held = match configured {
+            Some(token) => match held.filter(|held| held.token == token) {
+                Some(held) => Some(held),
+                None => Some(self.hold(Session::of_settings(token, now))),
+            },
+            None => held.filter(|held| !held.has_ended(now)),
+        };
+        let held = match held {
+            Some(held) => self.kept_up(client, clock, held).await,
+            None => None,
+        };
+        if let Some(held) = held.filter(|held| held.take_use()) {
+            return Ok(Some(held.token.clone()));
+        }
+        let session = self.log_in(client, clock, 0).await?;
+        session.take_use();
+        Ok(Some(session.token.clone()))
+    }
+
+    /// How long the token that was used last still lives, where that is known: what it leased ends with it.
+    pub fn remaining(&self, clock: &dyn Clock) -> Option<Duration> {
+        let end = self.session.load().as_ref()?.ends_at?;
+        Some(end.saturating_sub(clock.now()))
+    }
+
+    /// Whether a 403 came from a token that Vault does not know, as far as its text and a look-up tell.
+    pub async fn is_refused(&self, client: &VaultClient, failure: &VaultFailure) -> bool {
+        if let Some(good) = failure.token_was_good() {
+            return !good;
+        }
         let session = self.session.load_full();
-        if let Some(session) = session.filter(|s| s.usable_until.is_none_or(|until| clock.now() < until)) {
-            return Ok(Token { token: session.token.clone(), renewable_by_login: true });
+        if session.as_ref().is_some_and(|session| session.uses_left.is_some()) {
+            // A look-up would be one use more; a token whose uses are spent is an unknown one.
+            return true;
         }
-        let request = LoginWithApproleRequest {
-            mount: mount.clone(),
-            role_id: role_id.clone(),
-            secret_id: secret_id.as_ref().map(|id| id.expose().to_owned()).unwrap_or_default(),
-        };
-        let session = self.log_in(client, clock, request).await?;
-        let token = session.token.clone();
-        self.session.store(Some(Arc::new(session)));
-        log::debug!(target: "mlflow_secrets_auth.vault", event = "login"; "logged in to Vault: {}", self.description());
-        Ok(Token { token, renewable_by_login: true })
+        let token = session.as_ref().map(|session| &session.token);
+        match client.ask(Scope::Login, token, LookUpSelf {}).await {
+            Err(failure) => failure.status == Some(403) && failure.token_was_good() != Some(true),
+            Ok(_) => false,
+        }
     }
 
-    /// Forgets the login, so that the next read makes a new one.
-    pub fn forget_login(&self) {
-        self.session.store(None);
-    }
-
-    async fn log_in<E: Endpoint<Response = ()>>(
+    /// After a 403: logs in afresh where that may help, and says whether it did log in.
+    ///
+    /// A login of this same fetch is as fresh as can be. Where the token is good and only not permitted to read, a new one
+    /// may have got other policies; but it is tried ever more rarely while that does not help.
+    ///
+    /// # Errors
+    /// The new login's own, where the token at hand is of no use any more.
+    pub async fn log_in_again(
         &self,
         client: &VaultClient,
         clock: &dyn Clock,
-        request: E,
-    ) -> Result<Session> {
-        let answer: EndpointResult<()> =
-            client.ask(None, request).await.map_err(|failure| self.refused(client, failure))?;
-        let auth = answer
-            .auth
-            .filter(|auth| !auth.client_token.is_empty())
-            .ok_or_else(|| client.unexpected("the login gave no token; does the method ask for a second factor?"))?;
-        let lease = (auth.lease_duration > 0).then(|| Duration::from_secs(auth.lease_duration));
-        let usable_until = lease.map(|lease| clock.now() + (lease - SKEW.min(lease.mul_f64(0.1))));
-        Ok(Session { token: SecretString::new(auth.client_token), usable_until })
-    }
-
-    fn refused(&self, client: &VaultClient, failure: VaultFailure) -> Error {
-        match failure.status {
-            Some(status @ (400 | 403 | 404)) => Error::new(
-                ErrorCode::VaultLoginRefused,
-                format!("Vault at {} refused the login (HTTP {status}) with {}", client.shown_address(), self.description()),
-                "check VAULT_ROLE_ID and VAULT_SECRET_ID, and MLFLOW_VAULT_AUTH_MOUNT where the method is mounted elsewhere",
-            )
-            .with_outlook(Outlook::Final),
-            _ => client.failed("logging in", failure),
+        code: ErrorCode,
+        fetch_began: Duration,
+    ) -> Result<bool> {
+        let Some(session) = self.session.load_full().filter(|_| self.can_log_in()) else { return Ok(false) };
+        let now = clock.now();
+        if session.made_at >= fetch_began {
+            return Ok(false);
+        }
+        match code {
+            ErrorCode::VaultTokenRefused => {
+                self.session.store(None);
+                self.log_in(client, clock, session.doubts).await.map(|_| true)
+            }
+            ErrorCode::VaultPermissionDenied
+                if session.doubts == 0 || now >= session.made_at + rest(session.doubts) =>
+            {
+                let again = self.log_in(client, clock, session.doubts + 1).await;
+                Ok(again.is_ok())
+            }
+            _ => Ok(false),
         }
     }
+
+    /// Says that the token at hand read the secret.
+    pub fn is_trusted(&self) {
+        if let Some(session) = self.session.load_full().filter(|session| session.doubts > 0) {
+            self.hold(Session { doubts: 0, ..session.with_upkeep(session.upkeep) });
+        }
+    }
+
+    fn can_log_in(&self) -> bool {
+        !matches!(self.login, Login::Token(_) | Login::TokenFile(_) | Login::Agent)
+    }
+
+    fn hold(&self, session: Session) -> Arc<Session> {
+        let session = Arc::new(session);
+        self.session.store(Some(Arc::clone(&session)));
+        session
+    }
+
+    async fn log_in(&self, client: &VaultClient, clock: &dyn Clock, doubts: u32) -> Result<Arc<Session>> {
+        let asked_at = clock.now();
+        let auth = log_in(&self.login, client, clock).await?;
+        let lease_s = auth.lease_duration;
+        let session = self.hold(Session { doubts, ..Session::of_login(auth, asked_at) });
+        log::debug!(target: "mlflow_secrets_auth.vault", event = "login", lease_s;
+            "logged in to Vault with {}, for {lease_s} s", self.description());
+        Ok(session)
+    }
+
+    /// The session after what is due for it; `None` where the token turned out to be dead and a login can replace it.
+    async fn kept_up(&self, client: &VaultClient, clock: &dyn Clock, session: Arc<Session>) -> Option<Arc<Session>> {
+        let now = clock.now();
+        match session.upkeep {
+            Upkeep::LookUpFrom(due) if now >= due => Some(self.look_up(client, session, now).await),
+            Upkeep::RenewFrom(due) if now >= due => self.renew(client, session, now).await,
+            _ => Some(session),
+        }
+    }
+
+    /// Finds out, once, whether a token from the settings has to be kept alive.
+    async fn look_up(&self, client: &VaultClient, session: Arc<Session>, now: Duration) -> Arc<Session> {
+        let facts =
+            client.ask(Scope::Login, Some(&session.token), LookUpSelf {}).await.ok().and_then(|answer| answer.data);
+        let upkeep = match facts {
+            Some(facts) if facts.renewable && facts.ttl > 0 => {
+                Upkeep::RenewFrom(now + Duration::from_secs(facts.ttl) / 2)
+            }
+            _ => Upkeep::Nothing,
+        };
+        self.hold(session.with_upkeep(upkeep))
+    }
+
+    async fn renew(&self, client: &VaultClient, session: Arc<Session>, now: Duration) -> Option<Arc<Session>> {
+        let request = RenewTokenSelfRequest { increment: None };
+        let failure = match client.ask(Scope::Login, Some(&session.token), request).await {
+            Ok(answer) => {
+                let granted = answer.auth.map(|auth| (Duration::from_secs(auth.lease_duration), auth.renewable));
+                let (lease, renewable) = granted.unwrap_or_default();
+                log::debug!(target: "mlflow_secrets_auth.vault", event = "renewed", lease_s = lease.as_secs();
+                    "renewed the Vault token, for {} s", lease.as_secs());
+                if granted.is_none() {
+                    return Some(self.hold(session.with_upkeep(Upkeep::Nothing)));
+                }
+                return Some(self.hold(session.renewed(lease, renewable, now)));
+            }
+            Err(failure) => failure,
+        };
+        log::debug!(target: "mlflow_secrets_auth.vault", event = "renewal_failed", status = failure.status.unwrap_or(0);
+            "the Vault token can't be renewed now");
+        match failure.status {
+            Some(403) if self.can_log_in() && failure.token_was_good() != Some(true) => None,
+            Some(400..=499) => Some(self.hold(session.with_upkeep(Upkeep::Nothing))),
+            // Vault has trouble of its own: again when half of what is left has gone.
+            _ => {
+                let left = session.ends_at.map_or(LOOK_UP_AFTER, |end| end.saturating_sub(now) / 2);
+                Some(self.hold(session.with_upkeep(Upkeep::RenewFrom(now + left))))
+            }
+        }
+    }
+}
+
+fn rest(doubts: u32) -> Duration {
+    FIRST_REST.saturating_mul(1 << doubts.saturating_sub(1).min(10)).min(LAST_REST)
 }

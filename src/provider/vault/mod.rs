@@ -1,78 +1,42 @@
 //! HashiCorp Vault and OpenBao: read one secret, from a KV engine of either version or any other readable path.
 //!
+//! - `settings`, `login_settings`: the variables
+//! - `identity`: the token in use, its renewal and its end; `login`: one login; `wrapping`: a secret id that comes wrapped
+//! - `place`: which mount, which KV version, which path
+//! - `client`, `endpoints`, `answer`: one exchange, and what it means
+//!
 //! <https://developer.hashicorp.com/vault/api-docs/secret/kv/kv-v2>
 
+mod answer;
 mod client;
+mod endpoints;
 mod identity;
+mod login;
+mod login_settings;
+mod place;
 mod settings;
+mod wrapping;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
-use rustify_derive::Endpoint;
-use serde::Deserialize;
 use serde_json::Value;
 
-use self::client::{VaultClient, VaultFailure};
-use self::identity::{Identity, Token};
-pub use self::settings::{KvVersion, Login, VaultSettings};
+use self::answer::{Envelope, VaultFailure, wipe};
+use self::client::{Scope, VaultClient};
+use self::endpoints::{FindMount, ReadPath, ReadVersion};
+use self::identity::Identity;
+use self::place::{Known, Layout, Place, paths};
+pub use self::settings::{ClientCertificate, KvVersion, Login, SecretId, Server, TlsSettings, VaultSettings};
 use super::{Provider, ProviderKind, SecretPayload};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::http::TrustRoots;
 use crate::runtime::ProcessLocal;
 use crate::secret::SecretString;
-
-/// Reads any path.
-#[derive(Endpoint)]
-#[endpoint(path = "{self.path}", response = "Value")]
-struct ReadPath {
-    #[endpoint(skip)]
-    path: String,
-}
-
-/// Asks which mount a path belongs to, as Vault's own command line does before it reads.
-#[derive(Endpoint)]
-#[endpoint(path = "sys/internal/ui/mounts/{self.path}", response = "MountInfo")]
-struct FindMount {
-    #[endpoint(skip)]
-    path: String,
-}
-
-#[derive(Deserialize)]
-struct MountInfo {
-    path: String,
-    #[serde(rename = "type")]
-    kind: String,
-    options: Option<MountOptions>,
-}
-
-#[derive(Deserialize)]
-struct MountOptions {
-    version: Option<String>,
-}
-
-/// Asks whether the token itself is good.
-#[derive(Endpoint)]
-#[endpoint(path = "auth/token/lookup-self", response = "Value")]
-struct LookUpSelf {}
-
-/// Where a secret is, and how its answer is laid out.
-#[derive(Clone, Debug, PartialEq)]
-struct Place {
-    path: String,
-    layout: Layout,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Layout {
-    /// Below `data.data`, with metadata beside it.
-    V2,
-    /// Below `data`: KV version 1, and every engine that is not KV.
-    Plain,
-}
+use crate::settings::variables as var;
 
 /// The Vault provider.
 pub struct VaultProvider {
@@ -80,35 +44,34 @@ pub struct VaultProvider {
     roots: TrustRoots,
     identity: Identity,
     client: ProcessLocal<ArcSwapOption<VaultClient>>,
-    /// Where the server said that the secret is, once it has said so.
+    /// Where the secret was found last.
     place: ArcSwapOption<Place>,
 }
 
 impl VaultProvider {
     /// A provider that has not contacted Vault yet.
     pub fn new(settings: VaultSettings, roots: TrustRoots) -> Self {
-        let identity = Identity::new(settings.login.clone());
+        let identity = Identity::new(&settings);
         let client = ProcessLocal::new(ArcSwapOption::empty);
         Self { settings, roots, identity, client, place: ArcSwapOption::empty() }
     }
 
     async fn fetch(&self, clock: &dyn Clock) -> Result<SecretPayload> {
+        let began = clock.now();
         let client = self.client()?;
-        let token = self.identity.token(&client, clock).await?;
-        match self.read(&client, &token).await {
-            // A login may have been revoked, or its policies changed: a new one settles it.
-            Err(error) if error.code() == ErrorCode::VaultTokenRefused && token.renewable_by_login => {
-                self.identity.forget_login();
-                let token = self.identity.token(&client, clock).await?;
-                self.read(&client, &token).await
-            }
-            result => result,
+        let error = match self.read(&client, clock).await {
+            Ok(payload) => return Ok(payload),
+            Err(error) => error,
+        };
+        if !self.identity.log_in_again(&client, clock, error.code(), began).await? {
+            return Err(error);
         }
+        self.read(&client, clock).await
     }
 
     fn client(&self) -> Result<Arc<VaultClient>> {
         let slot = self.client.get();
-        if let Some(client) = slot.load_full() {
+        if let Some(client) = slot.load_full().filter(|client| client.is_up_to_date()) {
             return Ok(client);
         }
         let client = Arc::new(VaultClient::new(&self.settings, &self.roots)?);
@@ -116,116 +79,248 @@ impl VaultProvider {
         Ok(client)
     }
 
-    async fn read(&self, client: &VaultClient, token: &Token) -> Result<SecretPayload> {
-        let places = self.places(client, token).await?;
+    /// Reads the secret where it was found last, and looks for it anew where it is not there any more.
+    async fn read(&self, client: &VaultClient, clock: &dyn Clock) -> Result<SecretPayload> {
+        if let Some(place) = self.place.load_full() {
+            let result = self.read_from(client, clock, std::slice::from_ref(&*place)).await;
+            if !matches!(&result, Err(error) if error.code() == ErrorCode::VaultNotFound) {
+                return result;
+            }
+            // The engine may have been upgraded to another version.
+            self.place.store(None);
+        }
+        let places = self.places(client, clock).await?;
+        self.read_from(client, clock, &places).await
+    }
+
+    async fn read_from(&self, client: &VaultClient, clock: &dyn Clock, places: &[Place]) -> Result<SecretPayload> {
         let mut denied = None;
-        for place in &places {
-            match self.read_place(client, token, place).await {
+        let mut mounted = false;
+        for place in places {
+            let failure = match self.read_place(client, clock, place).await? {
                 Ok(payload) => return Ok(payload),
-                Err(failure) if matches!(failure.status, Some(403 | 404)) => {
-                    if is_deleted(&failure) {
-                        return Err(deleted(place));
-                    }
-                    // 403 says more than 404: Vault hides behind it what the policies don't show.
-                    denied = denied.max(failure.status.filter(|status| *status == 403));
+                Err(failure) => failure,
+            };
+            match failure.status {
+                Some(404) if failure.says("namespace not found") => {
+                    return Err(client.failed("reading the secret", failure));
                 }
-                Err(failure) => return Err(client.failed("reading the secret", failure)),
+                Some(404) => {
+                    if let Some(error) = self.gone(client, place, &failure) {
+                        return Err(error);
+                    }
+                    mounted |= !failure.says("no handler for route");
+                }
+                // 403 says more than 404: Vault hides behind it what the policies don't show.
+                Some(403) => denied = denied.or(Some(failure)),
+                // The engine has no such operation, as version 1 of KV has none below `data/`.
+                Some(405) => mounted = true,
+                _ => return Err(client.failed("reading the secret", failure)),
             }
         }
-        if denied.is_some() {
-            Err(self.denied(client, token, &places).await)
-        } else {
-            Err(self.not_found(client, &places))
+        match denied {
+            Some(failure) => Err(self.denied(client, places, &failure).await),
+            None => Err(self.not_found(client, places, mounted)),
         }
     }
 
     async fn read_place(
         &self,
         client: &VaultClient,
-        token: &Token,
+        clock: &dyn Clock,
         place: &Place,
-    ) -> std::result::Result<SecretPayload, VaultFailure> {
-        let mut answer = client.ask(Some(&token.token), ReadPath { path: place.path.clone() }).await?;
-        let mut data = answer.data.take().unwrap_or(Value::Null);
-        let mut version = None;
-        if place.layout == Layout::V2 {
-            version = data.pointer("/metadata/version").and_then(Value::as_u64).map(|version| version.to_string());
-            data = data.get_mut("data").map(Value::take).unwrap_or(Value::Null);
+    ) -> Result<std::result::Result<SecretPayload, VaultFailure>> {
+        let token = self.identity.token(client, clock).await?;
+        let path = place.path.clone();
+        let answer = match self.settings.secret_version {
+            Some(version) if place.layout == Layout::Other || place.layout == Layout::V1 => {
+                return Err(self.keeps_no_versions(place, version));
+            }
+            Some(version) => client.ask(Scope::Secret, token.as_ref(), ReadVersion { path, version }).await,
+            None => client.ask(Scope::Secret, token.as_ref(), ReadPath { path }).await,
+        };
+        match answer {
+            Ok(answer) => self.payload(client, clock, place, answer).map(Ok),
+            Err(failure) => Ok(Err(failure)),
         }
-        let text = if data.is_null() { String::new() } else { data.to_string() };
-        let lease = (answer.lease_duration > 0).then(|| Duration::from_secs(answer.lease_duration.into()));
-        Ok(SecretPayload {
-            text: SecretString::new(text),
-            version,
-            expires_at: None,
-            lease,
-            location: place.path.clone(),
-        })
     }
 
-    /// Where to look: one place where the settings or the server tell, else both layouts on the first segment's mount.
-    async fn places(&self, client: &VaultClient, token: &Token) -> Result<Vec<Place>> {
-        let path = self.settings.path.as_str();
-        if let (Some(mount), Some(version)) = (self.mount_in_settings(), self.settings.kv_version) {
-            return Ok(vec![place(mount, path, version)]);
+    fn payload(
+        &self,
+        client: &VaultClient,
+        clock: &dyn Clock,
+        place: &Place,
+        answer: Envelope<Value>,
+    ) -> Result<SecretPayload> {
+        let mut data = answer.data.unwrap_or(Value::Null);
+        if !(data.is_object() || data.is_null()) {
+            wipe(data);
+            return Err(client.unexpected("the data that it gave is no object"));
         }
-        if let Some(known) = self.place.load_full() {
-            return Ok(vec![Place::clone(&known)]);
+        let layout = place.layout.of(&data);
+        let mut version = None;
+        let mut lease = (answer.lease_duration > 0).then(|| Duration::from_secs(answer.lease_duration));
+        match layout {
+            Layout::V2 => {
+                version = data.pointer("/metadata/version").and_then(Value::as_u64).map(|version| version.to_string());
+                let inner = data.get_mut("data").map(Value::take).unwrap_or(Value::Null);
+                wipe(std::mem::replace(&mut data, inner));
+            }
+            // A password that Vault rotates, an identity token: they say themselves how long they last.
+            Layout::Other | Layout::Unknown => {
+                let ttl = data.get("ttl").and_then(Value::as_u64).filter(|ttl| *ttl > 0).map(Duration::from_secs);
+                lease = [lease, ttl].into_iter().flatten().min();
+            }
+            Layout::V1 => {}
         }
-        match client.ask(Some(&token.token), FindMount { path: path.to_owned() }).await {
-            Ok(answer) if answer.data.is_some() => {
-                let found = answer.data.map(|info| place_on(&info, path));
-                self.place.store(found.clone().map(Arc::new));
-                Ok(found.into_iter().collect())
+        // What is leased is revoked with the token that it was leased to.
+        if answer.lease_id.is_some_and(|id| !id.is_empty()) {
+            lease = [lease, self.identity.remaining(clock)].into_iter().flatten().min();
+        }
+        let is_empty = data.is_null() || data.as_object().is_some_and(serde_json::Map::is_empty);
+        let text = SecretString::new(if is_empty { String::new() } else { data.to_string() });
+        wipe(data);
+        let found = Place { path: place.path.clone(), layout };
+        if self.place.load().as_deref() != Some(&found) {
+            self.place.store(Some(Arc::new(found)));
+        }
+        self.identity.is_trusted();
+        Ok(SecretPayload { text, version, expires_at: None, lease, location: place.path.clone() })
+    }
+
+    /// Where to look: one place where the settings or the server tell, else what is likely.
+    async fn places(&self, client: &VaultClient, clock: &dyn Clock) -> Result<Vec<Place>> {
+        let path = match self.settings.known_place() {
+            Known::Exactly(place) => return Ok(vec![place]),
+            Known::Ask(path) => path,
+        };
+        let token = self.identity.token(client, clock).await?;
+        match client.ask(Scope::Secret, token.as_ref(), FindMount { path: path.clone() }).await {
+            Ok(Envelope { data: Some(info), .. }) => match self.settings.place_on(&info) {
+                Some(place) => Ok(vec![place]),
+                None => Err(self.wrong_mount(client)),
+            },
+            Err(failure) if failure.says("namespace not found") => {
+                Err(client.failed("finding the secret's mount", failure))
             }
             // No right to ask, an old server, or no such mount: reading shows which.
             Ok(_) | Err(VaultFailure { status: Some(400 | 403 | 404 | 405), .. }) => {
+                let places = self.settings.likely_places();
                 log::debug!(target: "mlflow_secrets_auth.vault", event = "kv_guess";
-                    "Vault did not say which mount {path} is on; trying KV version 2, then 1");
-                let mount = self.mount_in_settings().unwrap_or_else(|| path.split('/').next().unwrap_or_default());
-                let versions =
-                    self.settings.kv_version.map_or(vec![KvVersion::V2, KvVersion::V1], |version| vec![version]);
-                Ok(versions.into_iter().map(|version| place(mount, path, version)).collect())
+                    "Vault did not say which mount {path} is on; trying {}", paths(&places));
+                Ok(places)
             }
             Err(failure) => Err(client.failed("finding the secret's mount", failure)),
         }
     }
 
-    /// The mount that the settings name, where the path begins with it.
-    fn mount_in_settings(&self) -> Option<&str> {
-        self.settings.kv_mount.as_deref()
-    }
-
-    async fn denied(&self, client: &VaultClient, token: &Token, places: &[Place]) -> Error {
+    async fn denied(&self, client: &VaultClient, places: &[Place], failure: &VaultFailure) -> Error {
         self.place.store(None);
         let who = self.identity.description();
         let address = client.shown_address();
-        match client.ask(Some(&token.token), LookUpSelf {}).await {
-            Err(failure) if failure.status == Some(403) => Error::new(
+        if self.identity.is_refused(client, failure).await {
+            return Error::new(
                 ErrorCode::VaultTokenRefused,
-                format!("Vault at {address} does not accept {who} (HTTP 403): it is unknown, revoked or expired"),
-                "get a new token, or configure a login that renews itself, such as AppRole",
-            ),
-            _ => Error::new(
-                ErrorCode::VaultPermissionDenied,
-                format!("Vault at {address} refused to read {} (HTTP 403) with {who}", paths(places)),
                 format!(
-                    "give its policy the capability `read` on {}, then run `mlflow-secrets-auth doctor`",
-                    places[0].path
+                    "Vault at {address} does not accept {who} (HTTP 403): it is unknown, revoked, expired or used up"
                 ),
-            ),
+                "get a new token, or configure a login that renews itself, such as AppRole",
+            );
         }
-    }
-
-    fn not_found(&self, client: &VaultClient, places: &[Place]) -> Error {
-        self.place.store(None);
+        let first = places.first().map(|place| place.path.as_str()).unwrap_or_default();
+        let guessed = if places.len() > 1 {
+            let mount = first.split('/').next().unwrap_or_default();
+            format!(
+                " (version 1 of KV: on {}); if no engine is mounted at {mount}/, {WRITE_THE_MOUNT}",
+                self.settings.path
+            )
+        } else {
+            String::new()
+        };
         Error::new(
-            ErrorCode::VaultNotFound,
-            format!("Vault at {} has no secret at {}", client.shown_address(), paths(places)),
-            "check MLFLOW_VAULT_SECRET_PATH: it begins with the mount, as in secret/mlflow/auth (`vault secrets list` shows the mounts)",
+            ErrorCode::VaultPermissionDenied,
+            format!(
+                "Vault at {address} refused to read {}{} (HTTP 403) with {who}",
+                paths(places),
+                client.in_namespace()
+            ),
+            format!("give its policy the capability `read` on {first}{guessed}, then run `mlflow-secrets-auth doctor`"),
         )
     }
+
+    fn not_found(&self, client: &VaultClient, places: &[Place], mounted: bool) -> Error {
+        self.place.store(None);
+        if !mounted && self.settings.kv_mount.is_some() {
+            return self.wrong_mount(client);
+        }
+        let version = self.settings.secret_version.map(|version| format!(", version {version}")).unwrap_or_default();
+        let mount = self.settings.path.split('/').next().unwrap_or_default();
+        let (why, hint) = if mounted {
+            (
+                String::new(),
+                "check MLFLOW_VAULT_SECRET_PATH, and that the secret was written (`vault kv get`)".to_owned(),
+            )
+        } else {
+            (
+                format!(", because no engine is mounted at {mount}/"),
+                format!("{WRITE_THE_MOUNT} (`vault secrets list` shows the mounts)"),
+            )
+        };
+        Error::new(
+            ErrorCode::VaultNotFound,
+            format!(
+                "Vault at {} has no secret at {}{}{version}{why}",
+                client.shown_address(),
+                paths(places),
+                client.in_namespace()
+            ),
+            hint,
+        )
+    }
+
+    fn wrong_mount(&self, client: &VaultClient) -> Error {
+        let mount = self.settings.kv_mount.as_deref().unwrap_or_default();
+        Error::new(
+            ErrorCode::VaultWrongMount,
+            format!("Vault at {} has no engine mounted at {mount}/{}", client.shown_address(), client.in_namespace()),
+            format!("check {} (`vault secrets list` shows the mounts)", var::MLFLOW_VAULT_KV_MOUNT.name),
+        )
+    }
+
+    fn keeps_no_versions(&self, place: &Place, version: u32) -> Error {
+        let variable = var::MLFLOW_VAULT_SECRET_VERSION.name;
+        Error::new(
+            ErrorCode::ConfigInvalidValue,
+            format!(
+                "{variable} is {version}, and {} is not on a KV version 2 engine, which alone keeps versions",
+                place.path
+            ),
+            format!("unset {variable}"),
+        )
+    }
+
+    /// The error for a version that is deleted or destroyed: KV version 2 answers 404 with its metadata.
+    fn gone(&self, client: &VaultClient, place: &Place, failure: &VaultFailure) -> Option<Error> {
+        let metadata = failure.body.as_ref()?.pointer("/data/metadata")?;
+        let version = metadata.get("version").and_then(Value::as_u64).unwrap_or_default();
+        let what = format!("version {version} of {}{}", place.path, client.in_namespace());
+        if metadata.get("destroyed").and_then(Value::as_bool) == Some(true) {
+            return Some(Error::new(
+                ErrorCode::VaultSecretDestroyed,
+                format!("{what} is destroyed"),
+                "write the secret again, or let MLFLOW_VAULT_SECRET_VERSION name another version",
+            ));
+        }
+        Some(Error::new(
+            ErrorCode::VaultSecretDeleted,
+            format!("{what} is deleted"),
+            "undelete the version (`vault kv undelete`), write the secret again, or let MLFLOW_VAULT_SECRET_VERSION name another",
+        ))
+    }
 }
+
+const WRITE_THE_MOUNT: &str =
+    "let MLFLOW_VAULT_SECRET_PATH begin with the mount, as in secret/mlflow/auth (nothing is put before it)";
 
 impl Provider for VaultProvider {
     fn kind(&self) -> ProviderKind {
@@ -235,40 +330,15 @@ impl Provider for VaultProvider {
     fn fetch_secret<'a>(&'a self, clock: &'a dyn Clock) -> BoxFuture<'a, Result<SecretPayload>> {
         Box::pin(self.fetch(clock))
     }
-}
 
-fn place_on(info: &MountInfo, path: &str) -> Place {
-    let mount = info.path.trim_matches('/');
-    let version = info.options.as_ref().and_then(|options| options.version.as_deref());
-    let is_v2 = matches!(info.kind.as_str(), "kv" | "generic") && version == Some("2");
-    place(mount, path, if is_v2 { KvVersion::V2 } else { KvVersion::V1 })
-}
-
-/// The place of `path` on `mount`. On version 2, a path that already goes through `data/` is left as it is.
-fn place(mount: &str, path: &str, version: KvVersion) -> Place {
-    let rest = path.strip_prefix(mount).and_then(|rest| rest.strip_prefix('/')).unwrap_or(path);
-    match version {
-        KvVersion::V1 => Place { path: format!("{mount}/{rest}"), layout: Layout::Plain },
-        KvVersion::V2 => {
-            let rest = rest.strip_prefix("data/").unwrap_or(rest);
-            Place { path: format!("{mount}/data/{rest}"), layout: Layout::V2 }
-        }
+    fn used_up_by_fetching<'a>(&'a self) -> BoxFuture<'a, Result<Option<String>>> {
+        Box::pin(async {
+            match &self.settings.login {
+                Login::AppRole { mount, secret_id: SecretId::Wrapped(token), .. } => {
+                    wrapping::inspect(&*self.client()?, mount, token).await
+                }
+                _ => Ok(None),
+            }
+        })
     }
-}
-
-fn paths(places: &[Place]) -> String {
-    places.iter().map(|place| place.path.as_str()).collect::<Vec<_>>().join(" or ")
-}
-
-/// A deleted or destroyed version of KV version 2 is answered with 404 and its metadata.
-fn is_deleted(failure: &VaultFailure) -> bool {
-    failure.body.as_ref().is_some_and(|body| body.pointer("/data/metadata").is_some())
-}
-
-fn deleted(place: &Place) -> Error {
-    Error::new(
-        ErrorCode::VaultSecretDeleted,
-        format!("the newest version of {} is deleted or destroyed", place.path),
-        "write the secret again, or undelete the version (`vault kv undelete`)",
-    )
 }

@@ -1,22 +1,26 @@
 //! The variables of the Vault provider.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
 
+pub use super::login_settings::{Login, SecretId};
+use super::login_settings::{LoginChoice, Logins};
 use crate::credential::AuthMode;
 use crate::error::{ErrorCode, Result};
 use crate::http::TrustRoots;
-use crate::origin::{Origin, redacted};
+use crate::origin::{Origin, Scheme, redacted};
 use crate::provider::ProviderKind;
 use crate::secret::SecretString;
-use crate::settings::{Reader, missing, variables as var};
+use crate::settings::variables::{self as var, Variable};
+use crate::settings::{Reader, missing};
 
 /// What the Vault provider needs to know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VaultSettings {
-    /// `VAULT_ADDR`, without a trailing slash; it may have a path prefix.
-    pub address: String,
+    /// `VAULT_ADDR`, or `VAULT_AGENT_ADDR` in agent mode and where it is the only one.
+    pub server: Server,
     /// `MLFLOW_VAULT_SECRET_PATH`, without slashes at its ends.
     pub path: String,
     /// `MLFLOW_VAULT_AUTH_MODE`.
@@ -25,34 +29,58 @@ pub struct VaultSettings {
     pub ttl: Duration,
     /// How to log in.
     pub login: Login,
-    /// `VAULT_NAMESPACE`.
+    /// Why this login, for the log: `VAULT_ROLE_ID is set`.
+    pub login_reason: String,
+    /// `VAULT_NAMESPACE`, without slashes at its ends; `None` is the root.
     pub namespace: Option<String>,
+    /// `MLFLOW_VAULT_AUTH_NAMESPACE`, else the secret's; `None` is the root.
+    pub login_namespace: Option<String>,
     /// `MLFLOW_VAULT_KV_MOUNT`, without slashes at its ends.
     pub kv_mount: Option<String>,
     /// `MLFLOW_VAULT_KV_VERSION`; `None` asks the server.
     pub kv_version: Option<KvVersion>,
-    /// `VAULT_SKIP_VERIFY`.
-    pub skip_verify: bool,
-    /// `VAULT_CACERT`, where it takes the place of the roots for every backend.
-    pub roots: Option<TrustRoots>,
+    /// `MLFLOW_VAULT_SECRET_VERSION`; `None` is the newest.
+    pub secret_version: Option<u32>,
+    /// How the server proves who it is, and how we do.
+    pub tls: TlsSettings,
     /// `VAULT_CLIENT_TIMEOUT`.
     pub request_timeout: Option<Duration>,
 }
 
-/// Who we are to Vault.
+/// Where Vault, or its agent, listens.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Login {
-    /// `VAULT_TOKEN`.
-    Token(SecretString),
-    /// `VAULT_ROLE_ID` and `VAULT_SECRET_ID`, at `mount`.
-    AppRole {
-        /// The mount of the method, `approle` by default.
-        mount: String,
-        /// The role id.
-        role_id: String,
-        /// The secret id; empty where the role binds none.
-        secret_id: Option<SecretString>,
+pub enum Server {
+    /// A URL without a trailing slash; it may have a path prefix. The variable that named it is for error texts.
+    Network {
+        /// The URL.
+        address: String,
+        /// `VAULT_ADDR` or `VAULT_AGENT_ADDR`.
+        variable: &'static str,
     },
+    /// The unix socket of an agent.
+    Unix(PathBuf),
+}
+
+/// TLS towards Vault.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TlsSettings {
+    /// `VAULT_SKIP_VERIFY`.
+    pub skip_verify: bool,
+    /// `VAULT_CACERT`, else `VAULT_CAPATH`, where they take the place of the roots for every backend.
+    pub roots: Option<TrustRoots>,
+    /// `VAULT_CLIENT_CERT` and `VAULT_CLIENT_KEY`.
+    pub client_certificate: Option<ClientCertificate>,
+    /// `VAULT_TLS_SERVER_NAME`.
+    pub server_name: Option<String>,
+}
+
+/// The files of a certificate that we show the server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientCertificate {
+    /// The certificate and its chain, in PEM.
+    pub certificate: PathBuf,
+    /// Its private key, in PEM.
+    pub key: PathBuf,
 }
 
 /// The version of a KV engine.
@@ -64,93 +92,154 @@ pub enum KvVersion {
     V2,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Method {
-    Auto,
-    Token,
-    AppRole,
-}
-
 impl VaultSettings {
     /// Reads the variables. `Ok(None)` where a value is malformed, which `reader` has recorded.
     ///
     /// # Errors
-    /// [`ErrorCode::ConfigMissing`] where the address, the path or the identity is not set.
+    /// [`ErrorCode::ConfigMissing`] where the address, the path or a part of the identity is not set.
     pub fn read(reader: &mut Reader<'_>) -> Result<Option<Self>> {
         let had_errors = reader.errors().len();
-        let address = reader.text(&var::VAULT_ADDR);
+        let address = reader.text(&var::VAULT_ADDR).and_then(|text| checked_address(reader, &var::VAULT_ADDR, &text));
+        let agent = reader.text(&var::VAULT_AGENT_ADDR).and_then(|text| checked_agent(reader, &text));
+        let kv_mount = mount(reader, &var::MLFLOW_VAULT_KV_MOUNT);
         let path = reader.text(&var::MLFLOW_VAULT_SECRET_PATH);
-        let login = login(reader);
+        let path = path.and_then(|path| checked_path(reader, &path, kv_mount.is_some()));
+        let (tls, mut lacking_for_tls) = tls(reader);
+        let logins = Logins::read(reader, tls.client_certificate.is_some(), agent.is_some());
         let auth_mode = reader.choice(&var::MLFLOW_VAULT_AUTH_MODE, AuthMode::NAMES, AuthMode::Bearer);
         let ttl = reader.seconds(&var::MLFLOW_VAULT_TTL_SEC, 300, 0..=86_400);
-        let namespace = header_text(reader, &var::VAULT_NAMESPACE);
-        let kv_mount = reader.text(&var::MLFLOW_VAULT_KV_MOUNT).map(|mount| mount.trim_matches('/').to_owned());
-        let versions = [("auto", None), ("1", Some(KvVersion::V1)), ("2", Some(KvVersion::V2))];
-        let kv_version = reader.choice(&var::MLFLOW_VAULT_KV_VERSION, &versions, None);
-        let skip_verify = reader.boolean(&var::VAULT_SKIP_VERIFY, false);
-        let cacert = reader.text(&var::VAULT_CACERT);
-        let roots = cacert.map(|path| TrustRoots::Only { variable: var::VAULT_CACERT.name, path: path.into() });
+        let namespace = namespace(reader, &var::VAULT_NAMESPACE);
+        let login_namespace = namespace_of_login(reader, namespace.as_deref());
+        let kv_version = kv_version(reader);
+        let secret_version = secret_version(reader, kv_version);
         let request_timeout = client_timeout(reader);
-        let address = address.and_then(|address| checked_address(reader, &address));
-        let path = path.and_then(|path| checked_path(reader, &path));
+        let choice = logins.choose();
         if reader.errors().len() > had_errors {
             return Ok(None);
         }
-        let (Some(address), Some(path), Some(login)) = (address.clone(), path.clone(), login.clone()) else {
-            let mut lacking = Vec::new();
-            lacking.extend(address.is_none().then_some(&var::VAULT_ADDR));
-            lacking.extend(path.is_none().then_some(&var::MLFLOW_VAULT_SECRET_PATH));
-            lacking.extend(login.is_none().then_some(&var::VAULT_TOKEN));
+        let in_agent_mode = matches!(&choice, Ok(LoginChoice { login: Login::Agent, .. }));
+        let server = if in_agent_mode { agent } else { address.or(agent) };
+        let mut lacking = Vec::new();
+        if server.is_none() {
+            lacking.push(if in_agent_mode { &var::VAULT_AGENT_ADDR } else { &var::VAULT_ADDR });
+        }
+        lacking.extend(path.is_none().then_some(&var::MLFLOW_VAULT_SECRET_PATH));
+        lacking.append(&mut lacking_for_tls);
+        let (Some(server), Some(path), Ok(LoginChoice { login, reason })) = (server, path, &choice) else {
+            if let Err(lacking_for_login) = &choice {
+                lacking.extend(
+                    lacking_for_login.iter().filter(|variable| !is_in(variable, &lacking)).copied().collect::<Vec<_>>(),
+                );
+            }
             return Err(missing(ProviderKind::Vault, &lacking, reader));
         };
+        if !lacking.is_empty() {
+            return Err(missing(ProviderKind::Vault, &lacking, reader));
+        }
+        if !fits_together(reader, &server, login) {
+            return Ok(None);
+        }
+        warn_of_downgrades(reader, &server, &tls);
         Ok(Some(Self {
-            address,
+            server,
             path,
             auth_mode,
             ttl,
-            login,
+            login: login.clone(),
+            login_reason: reason.clone(),
             namespace,
+            login_namespace,
             kv_mount,
             kv_version,
-            skip_verify,
-            roots,
+            secret_version,
+            tls,
             request_timeout,
         }))
     }
 }
 
-/// The login that is configured, in the order token, AppRole; `None` where none is.
-fn login(reader: &mut Reader<'_>) -> Option<Login> {
-    let methods = [("auto", Method::Auto), ("token", Method::Token), ("approle", Method::AppRole)];
-    let method = reader.choice(&var::MLFLOW_VAULT_AUTH_METHOD, &methods, Method::Auto);
-    let mount = reader.text(&var::MLFLOW_VAULT_AUTH_MOUNT).map(|mount| mount.trim_matches('/').to_owned());
-    let token = secret_for_header(reader, &var::VAULT_TOKEN);
-    let role_id = reader.text(&var::VAULT_ROLE_ID);
-    let secret_id = reader.secret(&var::VAULT_SECRET_ID);
-    let app_role = role_id.map(|role_id| Login::AppRole {
-        mount: mount.unwrap_or_else(|| "approle".to_owned()),
-        role_id,
-        secret_id,
-    });
-    let login = match method {
-        Method::Auto => token.map(Login::Token).or(app_role),
-        Method::Token => token.map(Login::Token),
-        Method::AppRole => app_role,
-    };
-    if login.is_none() && method == Method::AppRole {
+fn is_in(variable: &Variable, list: &[&'static Variable]) -> bool {
+    list.iter().any(|listed| listed.name == variable.name)
+}
+
+/// A certificate login needs TLS: without it, there is no certificate on the wire.
+fn fits_together(reader: &mut Reader<'_>, server: &Server, login: &Login) -> bool {
+    let Server::Network { address, variable } = server else { return true };
+    if !matches!(login, Login::Certificate { .. }) || address.starts_with("https://") {
+        return true;
+    }
+    reader.error(
+        ErrorCode::ConfigInvalidValue,
+        format!("{variable} is plain http, and the login by TLS certificate needs https"),
+        format!("let {variable} begin with https://, or choose another {}", var::MLFLOW_VAULT_AUTH_METHOD.name),
+    );
+    false
+}
+
+fn warn_of_downgrades(reader: &mut Reader<'_>, server: &Server, tls: &TlsSettings) {
+    let Server::Network { address, variable } = server else { return };
+    let Ok(origin) = Origin::of(address) else { return };
+    if origin.scheme() == Scheme::Http && !origin.is_loopback() {
+        reader
+            .notice(format!("{variable} is plain http: the Vault token and the secret cross the network unencrypted"));
+    } else if origin.scheme() == Scheme::Https && tls.skip_verify {
+        reader.notice(format!("{} is on: Vault's certificate is not verified", var::VAULT_SKIP_VERIFY.name));
+    }
+}
+
+fn tls(reader: &mut Reader<'_>) -> (TlsSettings, Vec<&'static Variable>) {
+    let named = [&var::VAULT_CACERT, &var::VAULT_CAPATH].map(|variable| (variable.name, reader.text(variable)));
+    let roots = named.into_iter().find_map(|(variable, path)| Some((variable, path?)));
+    let roots = roots.map(|(variable, path)| TrustRoots::Only { variable, path: path.into() });
+    let skip_verify = reader.boolean(&var::VAULT_SKIP_VERIFY, false);
+    let server_name = reader.text(&var::VAULT_TLS_SERVER_NAME);
+    if let Some(name) = server_name.as_deref().filter(|name| !is_host_name(name)) {
+        reader.invalid(&var::VAULT_TLS_SERVER_NAME, name, None);
+    }
+    let (certificate, key) = (reader.text(&var::VAULT_CLIENT_CERT), reader.text(&var::VAULT_CLIENT_KEY));
+    let mut lacking = Vec::new();
+    match (&certificate, &key) {
+        (Some(_), None) => lacking.push(&var::VAULT_CLIENT_KEY),
+        (None, Some(_)) => lacking.push(&var::VAULT_CLIENT_CERT),
+        _ => {}
+    }
+    let client_certificate = certificate
+        .zip(key)
+        .map(|(certificate, key)| ClientCertificate { certificate: certificate.into(), key: key.into() });
+    (TlsSettings { skip_verify, roots, client_certificate, server_name }, lacking)
+}
+
+fn is_host_name(name: &str) -> bool {
+    Origin::of(&format!("https://{name}")).is_ok_and(|origin| origin.host().eq_ignore_ascii_case(name))
+}
+
+fn kv_version(reader: &mut Reader<'_>) -> Option<KvVersion> {
+    let versions = [("auto", None), ("1", Some(KvVersion::V1)), ("2", Some(KvVersion::V2))];
+    reader.choice(&var::MLFLOW_VAULT_KV_VERSION, &versions, None)
+}
+
+fn secret_version(reader: &mut Reader<'_>, kv_version: Option<KvVersion>) -> Option<u32> {
+    let variable = &var::MLFLOW_VAULT_SECRET_VERSION;
+    reader.text(variable)?;
+    let version = reader.whole_number(variable, 1, 1..=u32::MAX);
+    if kv_version == Some(KvVersion::V1) {
         reader.error(
-            ErrorCode::ConfigMissing,
-            format!("{} is approle, and {} is not set", var::MLFLOW_VAULT_AUTH_METHOD.name, var::VAULT_ROLE_ID.name),
-            "set VAULT_ROLE_ID and VAULT_SECRET_ID",
+            ErrorCode::ConfigInvalidValue,
+            format!(
+                "{} is set, and {} is 1, which keeps no versions",
+                variable.name,
+                var::MLFLOW_VAULT_KV_VERSION.name
+            ),
+            format!("unset {}", variable.name),
         );
     }
-    login
+    Some(version)
 }
 
 /// A token that can be a header's value: the SDK panics on others.
-fn secret_for_header(reader: &mut Reader<'_>, variable: &'static var::Variable) -> Option<SecretString> {
+pub(super) fn secret_for_header(reader: &mut Reader<'_>, variable: &'static Variable) -> Option<SecretString> {
     let secret = reader.secret(variable)?;
-    if secret.expose().bytes().all(|b| b.is_ascii_graphic()) {
+    if is_token(secret.expose()) {
         return Some(secret);
     }
     reader.error(
@@ -161,12 +250,41 @@ fn secret_for_header(reader: &mut Reader<'_>, variable: &'static var::Variable) 
     None
 }
 
-fn header_text(reader: &mut Reader<'_>, variable: &'static var::Variable) -> Option<String> {
+/// Whether `text` can be a Vault token.
+pub(super) fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// A mount's path, without slashes at its ends.
+pub(super) fn mount(reader: &mut Reader<'_>, variable: &'static Variable) -> Option<String> {
+    let text = reader.text(variable)?;
+    let trimmed = text.trim_matches('/');
+    if trimmed.split('/').any(is_odd) {
+        reader.invalid(variable, &text, None);
+    }
+    Some(trimmed.to_owned())
+}
+
+/// Whether a path's segment is one that URL libraries drop or read as something else.
+pub(super) fn is_odd(segment: &str) -> bool {
+    matches!(segment, "" | "." | "..") || segment.contains(['?', '#', '\\']) || segment.chars().any(char::is_control)
+}
+
+/// A namespace, without slashes at its ends; `None` where it is unset or the root.
+fn namespace(reader: &mut Reader<'_>, variable: &'static Variable) -> Option<String> {
     let text = reader.text(variable)?;
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
         reader.invalid(variable, &text, None);
     }
-    Some(text)
+    let name = text.trim_matches('/');
+    (!name.is_empty() && name != "root").then(|| name.to_owned())
+}
+
+/// The login's own namespace where it is set, even to the root; else the secret's.
+fn namespace_of_login(reader: &mut Reader<'_>, of_secret: Option<&str>) -> Option<String> {
+    let own = namespace(reader, &var::MLFLOW_VAULT_AUTH_NAMESPACE);
+    let is_set = reader.text(&var::MLFLOW_VAULT_AUTH_NAMESPACE).is_some();
+    if is_set { own } else { of_secret.map(str::to_owned) }
 }
 
 fn client_timeout(reader: &mut Reader<'_>) -> Option<Duration> {
@@ -189,26 +307,33 @@ fn client_timeout(reader: &mut Reader<'_>) -> Option<Duration> {
     }
 }
 
-fn checked_address(reader: &mut Reader<'_>, address: &str) -> Option<String> {
-    let address = address.trim_end_matches('/');
-    let plain = Url::parse(address).is_ok_and(|url| url.query().is_none() && url.fragment().is_none());
-    if plain && Origin::of(address).is_ok() {
-        return Some(address.to_owned());
+fn checked_address(reader: &mut Reader<'_>, variable: &'static Variable, address: &str) -> Option<Server> {
+    let trimmed = address.trim_end_matches('/');
+    let plain = Url::parse(trimmed).is_ok_and(|url| url.query().is_none() && url.fragment().is_none());
+    if plain && Origin::of(trimmed).is_ok() {
+        return Some(Server::Network { address: trimmed.to_owned(), variable: variable.name });
     }
-    reader.invalid(&var::VAULT_ADDR, &redacted(address), None);
+    reader.invalid(variable, &redacted(address), None);
     None
 }
 
-/// A path without empty, `.` and `..` segments, which the URL library would silently drop.
-fn checked_path(reader: &mut Reader<'_>, path: &str) -> Option<String> {
+fn checked_agent(reader: &mut Reader<'_>, address: &str) -> Option<Server> {
+    match address.strip_prefix("unix://") {
+        Some(path) if cfg!(unix) && path.starts_with('/') => Some(Server::Unix(path.into())),
+        Some(_) => {
+            reader.invalid(&var::VAULT_AGENT_ADDR, address, None);
+            None
+        }
+        None => checked_address(reader, &var::VAULT_AGENT_ADDR, address),
+    }
+}
+
+/// A path without empty, `.` and `..` segments, which the URL library would silently drop. It begins with its mount,
+/// unless the mount is set on its own.
+fn checked_path(reader: &mut Reader<'_>, path: &str, has_mount: bool) -> Option<String> {
     let trimmed = path.trim_matches('/');
     let trimmed = trimmed.strip_prefix("v1/").unwrap_or(trimmed);
-    let odd = |segment: &str| {
-        matches!(segment, "" | "." | "..")
-            || segment.contains(['?', '#', '\\'])
-            || segment.chars().any(char::is_control)
-    };
-    if trimmed.contains('/') && !trimmed.split('/').any(odd) {
+    if (has_mount || trimmed.contains('/')) && !trimmed.split('/').any(is_odd) {
         return Some(trimmed.to_owned());
     }
     reader.invalid(&var::MLFLOW_VAULT_SECRET_PATH, path, None);
