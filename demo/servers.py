@@ -60,6 +60,10 @@ class Server(AbstractContextManager["Server"]):
         """The path that answers once it is up."""
         return "/health"
 
+    def ready_headers(self) -> dict[str, str]:
+        """What it has to be asked with."""
+        return {}
+
     def start(self) -> None:
         """Starts it and waits until it answers."""
         with self.log.open("ab") as log:
@@ -72,7 +76,10 @@ class Server(AbstractContextManager["Server"]):
             if self._process.poll() is not None:
                 break
             try:
-                urllib.request.urlopen(self.url + self.ready_path(), timeout=2).close()
+                request = urllib.request.Request(
+                    self.url + self.ready_path(), headers=self.ready_headers()
+                )
+                urllib.request.urlopen(request, timeout=2).close()
                 return
             except (OSError, urllib.error.URLError):
                 time.sleep(0.1)

@@ -133,7 +133,7 @@ impl VaultProvider {
         let token = self.identity.token(client, clock).await?;
         let path = place.path.clone();
         let answer = match self.settings.secret_version {
-            Some(version) if place.layout == Layout::Other || place.layout == Layout::V1 => {
+            Some(version) if matches!(place.layout, Layout::V1 | Layout::Other) => {
                 return Err(self.keeps_no_versions(place, version));
             }
             Some(version) => client.ask(Scope::Secret, token.as_ref(), ReadVersion { path, version }).await,
@@ -158,6 +158,10 @@ impl VaultProvider {
             return Err(client.unexpected("the data that it gave is no object"));
         }
         let layout = place.layout.of(&data);
+        if let Some(version) = self.settings.secret_version.filter(|_| layout != Layout::V2) {
+            wipe(data);
+            return Err(self.keeps_no_versions(place, version));
+        }
         let mut version = None;
         let mut lease = (answer.lease_duration > 0).then(|| Duration::from_secs(answer.lease_duration));
         match layout {
