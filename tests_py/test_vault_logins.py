@@ -264,15 +264,16 @@ def test_both_a_secret_id_and_a_wrapped_one(use) -> None:
     assert failure().code == "config.conflict"
 
 
-def test_doctor_looks_a_wrapping_token_up_and_never_burns_it(bao, wrapped) -> None:
-    # The secret's own checks are what counts here: MLflow is not set up.
+def test_doctor_looks_a_wrapping_token_up_and_never_burns_it(bao, wrapped, loopback) -> None:
     command = [script("mlflow-secrets-auth"), "doctor", "--json"]
-    for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    for dry_run in ([], ["--dry-run", loopback.url]):
+        done = subprocess.run([*command, *dry_run], capture_output=True, text=True, timeout=30, check=False)
         found = {finding["code"]: finding for finding in json.loads(done.stdout)["findings"]}
         assert found["login.single_use"]["status"] == "pass"
         assert "auth/approle/role/" in found["login.single_use"]["message"]
         assert found["secret.readable"]["status"] == "skip"
+    assert found["server.accepts"]["status"] == "skip"
+    assert loopback.header("Authorization") == [None]
     assert headers_for(URL) == ABC
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert "vault.already_unwrapped" in done.stdout

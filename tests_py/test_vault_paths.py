@@ -149,7 +149,7 @@ def test_a_mount_named_data(bao, use, path) -> None:
     assert headers_for(URL) == ABC
 
 
-@pytest.mark.parametrize("bad", ["secret", "secret/../x", "secret//x", "secret/./x", "secret/x?version=1", "secret/x#y"])
+@pytest.mark.parametrize("bad", ["secret", "secret/../x", "secret//x", "secret/./x", "secret/x?version=1", "secret/#"])
 def test_a_path_that_could_be_read_as_another(use, bad) -> None:
     use(MLFLOW_VAULT_SECRET_PATH=bad)
     error = failure()

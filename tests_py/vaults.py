@@ -81,13 +81,13 @@ def new_role(bao: OpenBao, mount: str, rules: str, prefix: str = "", **options: 
 
 
 def tokens_of(bao: OpenBao, role_id: str) -> int:
-    """How many living tokens were given to the role of this id."""
+    """How many living tokens the AppRole of this id, at ``auth/approle``, was given."""
     count = 0
     for accessor in bao.api("LIST", "auth/token/accessors")["data"]["keys"]:
         data = bao.api("POST", "auth/token/lookup-accessor", {"accessor": accessor})["data"]
-        name = (data.get("meta") or {}).get("role_name")
-        if name and bao.api("GET", f"auth/approle/role/{name}/role-id")["data"]["role_id"] == role_id:
-            count += 1
+        if data["path"] == "auth/approle/login" and not data.get("namespace_path"):
+            name = data["meta"]["role_name"]
+            count += bao.api("GET", f"auth/approle/role/{name}/role-id")["data"]["role_id"] == role_id
     return count
 
 

@@ -57,8 +57,10 @@ def doctor(dry_run: str | None, as_json: bool) -> None:
         # Imported only here: without it, doctor needs neither requests nor MLflow.
         from mlflow_secrets_auth import _server
 
+        # Asking with the credential means fetching it, which doctor does not do where that can be done only once.
+        may_fetch = not any(finding["code"] == "login.single_use" for finding in findings)
         with _Waiting(f"asking {dry_run}"):
-            findings += _server.examine(dry_run)
+            findings += _server.examine(dry_run, may_fetch)
     ok = not any(finding["status"] == "fail" for finding in findings)
     if as_json:
         click.echo(json.dumps({"schema": _SCHEMA, "ok": ok, "findings": findings}, indent=2))
