@@ -23,7 +23,7 @@ _NAME = "mlflow_secrets_auth"
 
 
 def examine(url: str, may_fetch: bool) -> list[Finding]:
-    """Whether ``url`` may get the credential, and what the server does without it and, if it may be fetched, with it."""
+    """Whether ``url`` may get the credential, and what the server does without it and, if ``may_fetch``, with it."""
     if url.startswith("databricks") or url.startswith("uc:"):
         hint = "MLflow signs in to Databricks by itself; unset MLFLOW_TRACKING_AUTH there"
         return [fail("server.databricks", f"{url} is Databricks, for which MLflow never asks this package", hint)]
