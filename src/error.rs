@@ -150,6 +150,9 @@ error_codes! {
     /// The wrapping token was not made by asking the configured AppRole for a secret id. Somebody may have replaced it: it
     /// is not unwrapped.
     VaultWrappingOrigin = "vault.wrapping_origin", Fetch;
+    /// Vault, or the engine that the path belongs to, rejects the request (HTTP 400). For example, an identity token is only
+    /// given to a token that came from a login.
+    VaultRejected = "vault.rejected", Fetch;
     /// The server answered something that Vault does not answer. Is it Vault that `VAULT_ADDR` names?
     VaultUnexpectedAnswer = "vault.unexpected_answer", Fetch;
     /// No region is configured: neither `AWS_REGION` nor `AWS_DEFAULT_REGION` is set, the profile names none, and the

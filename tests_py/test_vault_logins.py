@@ -658,3 +658,51 @@ def test_a_login_method_that_is_not_mounted(bao, use) -> None:
     error = failure()
     assert error.code == "vault.login_refused"
     assert "MLFLOW_VAULT_AUTH_MOUNT" in error.hint
+
+
+# Secrecy
+
+SECRETS = {
+    "approle": {"VAULT_ROLE_ID": "r", "VAULT_SECRET_ID": "canary-secret-id"},
+    "wrapped": {"VAULT_ROLE_ID": "r", "MLFLOW_VAULT_WRAPPED_SECRET_ID": "canary-wrapping-token"},
+    "userpass": {"MLFLOW_VAULT_USERNAME": "u", "MLFLOW_VAULT_PASSWORD": "canary-password"},
+    "jwt": {"MLFLOW_VAULT_ROLE": "r"},
+    "file": {"MLFLOW_VAULT_AUTH_METHOD": "token"},
+}
+
+
+@pytest.mark.parametrize("method", SECRETS)
+@pytest.mark.parametrize("status", [200, 400, 403, 500])
+def test_no_output_holds_what_a_login_is_made_of(
+    loopback, use, tmp_path, token_file, caplog, capfd, method, status
+) -> None:
+    """S1: a canary in every secret of a login, and in every token that Vault gives."""
+    caplog.set_level(logging.DEBUG)
+    token_file.write_text("canary-of-the-file")
+    (tmp_path / "jwt").write_text("canary.signed.token")
+    more = {"MLFLOW_VAULT_JWT_PATH": str(tmp_path / "jwt")} if method == "jwt" else {}
+
+    def rule(request):
+        if request.path.endswith("/unwrap"):
+            return Answer.json({"request_id": "r", "data": {"secret_id": "canary-unwrapped", "x": "canary-beside-it"}})
+        if request.path.endswith("/lookup"):
+            found = {"creation_path": "auth/approle/role/r/secret-id", "creation_time": "", "creation_ttl": 1}
+            return Answer.json({"request_id": "r", "data": found})
+        if "/login" in request.path:
+            body = {"request_id": "r", "auth": {"client_token": "canary-client-token", "lease_duration": 1}}
+            return Answer.json({**body, "errors": ["canary-in-an-error"]}, status)
+        return Answer.json({"errors": ["canary-in-an-error"]}, 403)
+
+    loopback.rule = rule
+    use(VAULT_TOKEN=None, VAULT_ADDR=loopback.url, **SECRETS[method], **more)
+    error = failure()
+    doctor = [script("mlflow-secrets-auth"), "doctor"]
+    shown = [repr(error), str(error), caplog.text, *map(repr, (vars(record) for record in caplog.records))]
+    for command in (doctor, [*doctor, "--json"], [script("mlflow-secrets-auth"), "info"]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        shown += [done.stdout, done.stderr]
+    shown += capfd.readouterr()
+    for text in shown:
+        assert "canary" not in text
+    # They were in use.
+    assert any(b"canary" in request.body or "canary" in str(request.headers) for request in loopback.requests)

@@ -14,7 +14,7 @@ import trustme
 
 from loopback import Answer, Loopback, Request
 from mlflow_secrets_auth import headers_for, refresh
-from vaults import URL, SealableBao, TlsBao, TlsLoopback, enable_approle, failure, passed_on, read_policy
+from vaults import URL, SealableBao, TlsBao, TlsLoopback, Tunnels, enable_approle, failure, passed_on, read_policy
 
 ABC = {"Authorization": "Bearer abc"}
 
@@ -161,6 +161,15 @@ def test_an_http_proxy_and_its_exceptions(bao, use, path, loopback, monkeypatch,
     use(MLFLOW_VAULT_TTL_SEC="100")
     assert headers_for(URL) == ABC
     assert loopback.requests == []
+
+
+def test_tls_through_a_proxy(use_tls, tls_bao, monkeypatch) -> None:
+    port = tls_bao.tls_url.rsplit(":", 1)[1]
+    with Tunnels(int(port)) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        use_tls(VAULT_ADDR=f"https://{TlsBao.NAME}:{port}", VAULT_TLS_SERVER_NAME=None)
+        assert headers_for(URL) == ABC
+        assert proxy.asked == [f"{TlsBao.NAME}:{port}"]
 
 
 @pytest.mark.parametrize("timeout", ["0.2", "0.2s", "200ms"])

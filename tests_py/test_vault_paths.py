@@ -80,12 +80,13 @@ def test_without_the_preflight_version_2_is_tried_then_1_and_remembered(
     assert [r.path for r in loopback.requests] == [f"/v1/{full}"]
 
 
-def test_an_explicit_data_path_on_a_nested_mount_needs_no_preflight(bao, use, path, loopback) -> None:
+@pytest.mark.parametrize("version", ["auto", "2"])
+def test_an_explicit_data_path_on_a_nested_mount_needs_no_preflight(bao, use, path, loopback, version) -> None:
     mount = f"nested/deep/kv-{uuid.uuid4().hex}"
     bao.api("POST", f"sys/mounts/{mount}", {"type": "kv", "options": {"version": "2"}})
     bao.api("POST", f"{mount}/data/{path}", {"data": {"token": "abc"}})
     loopback.rule = hide_mounts(passed_on(bao))
-    use(VAULT_ADDR=loopback.url, MLFLOW_VAULT_SECRET_PATH=f"{mount}/data/{path}")
+    use(VAULT_ADDR=loopback.url, MLFLOW_VAULT_SECRET_PATH=f"{mount}/data/{path}", MLFLOW_VAULT_KV_VERSION=version)
     assert headers_for(URL) == ABC
     assert [r.path for r in loopback.requests][1:] == [f"/v1/{mount}/data/{path}"]
 
@@ -281,6 +282,17 @@ def test_an_identity_token_for_mlflow(bao, use) -> None:
     claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
     assert claims["aud"] == "mlflow"
     assert 70 <= cache_info().entries[0].expires_in <= 90
+
+
+def test_an_engine_that_rejects_the_request(bao, use) -> None:
+    key = f"key-{uuid.uuid4().hex}"
+    bao.api("POST", f"identity/oidc/key/{key}", {"allowed_client_ids": ["*"]})
+    bao.api("POST", f"identity/oidc/role/{key}", {"key": key})
+    # The root token has no entity.
+    use(MLFLOW_VAULT_SECRET_PATH=f"identity/oidc/token/{key}")
+    error = failure()
+    assert error.code == "vault.rejected"
+    assert "vault read" in error.hint
 
 
 @pytest.fixture

@@ -138,7 +138,9 @@ variables! {
     MLFLOW_SECRETS_ALLOW_HTTP: Global
         .default("false").accepts("true, 1, yes, on, false, 0, no or off").example("true");
 
-    /// Where Vault is: `https://host[:port]`.
+    /// Where Vault is: `https://host[:port]`, and a path behind it where a proxy adds one.
+    ///
+    /// Not needed where `VAULT_AGENT_ADDR` is set.
     VAULT_ADDR: Vault.accepts("a URL, https://host[:port]").example("https://vault.example.com:8200").required();
     /// The path of the secret, with its mount, as in `vault kv get`.
     ///

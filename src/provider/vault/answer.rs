@@ -112,6 +112,11 @@ impl VaultFailure {
         Self { what: "the answer is not the JSON that Vault sends", ..Self::NOTHING }
     }
 
+    /// Whether the answer has the shape of Vault's errors.
+    pub fn is_vaults(&self) -> bool {
+        self.body.as_ref().and_then(|body| body.get("errors")).is_some_and(Value::is_array)
+    }
+
     /// Whether one of Vault's error texts contains `text`.
     pub fn says(&self, text: &str) -> bool {
         let errors = self.body.as_ref().and_then(|body| body.get("errors")).and_then(Value::as_array);
@@ -127,6 +132,11 @@ impl VaultFailure {
         // Vault and OpenBao put the verdict of the policies into a list of causes, and no other.
         self.says("1 error occurred").then_some(true)
     }
+}
+
+/// A span that Vault names, bounded so that no sum overflows: 136 years are as good as for ever.
+pub fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number.min(u32::MAX.into()))
 }
 
 /// Wipes what a parsed answer holds.

@@ -164,6 +164,11 @@ impl VaultClient {
                 self.unavailable(status).with_outlook(Outlook::MayPass)
             }
             408 | 472 | 473 | 500..=599 => self.unavailable(status).with_outlook(Outlook::Unreachable),
+            400 if failure.is_vaults() => Error::new(
+                ErrorCode::VaultRejected,
+                format!("{doing} was rejected by Vault at {address} (HTTP 400)"),
+                "try it with `vault read`, which shows the reason; an identity token needs a login, which gives the token an entity",
+            ),
             404 if failure.says("namespace not found") => self.wrong_namespace(),
             301..=303 | 307 | 308 => self.redirected(status, failure.redirected_to.as_deref()),
             _ => self.unexpected(&format!("{doing} was answered with HTTP {status}")),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use vaultrs::api::token::requests::RenewTokenSelfRequest;
 
-use super::answer::{Auth, VaultFailure};
+use super::answer::{Auth, VaultFailure, seconds};
 use super::client::{Scope, VaultClient};
 use super::endpoints::LookUpSelf;
 use super::login::{log_in, token_in_file};
@@ -62,7 +62,7 @@ enum Upkeep {
 
 impl Session {
     fn of_login(auth: Auth, asked_at: Duration) -> Self {
-        let lease = Duration::from_secs(auth.lease_duration);
+        let lease = seconds(auth.lease_duration);
         let uses = auth.num_uses.filter(|uses| *uses > 0);
         // A renewal is a use too, and so no gain where uses are limited.
         let renewable = auth.renewable && !lease.is_zero() && uses.is_none();
@@ -267,9 +267,7 @@ impl Identity {
         let facts =
             client.ask(Scope::Login, Some(&session.token), LookUpSelf {}).await.ok().and_then(|answer| answer.data);
         let upkeep = match facts {
-            Some(facts) if facts.renewable && facts.ttl > 0 => {
-                Upkeep::RenewFrom(now + Duration::from_secs(facts.ttl) / 2)
-            }
+            Some(facts) if facts.renewable && facts.ttl > 0 => Upkeep::RenewFrom(now + seconds(facts.ttl) / 2),
             _ => Upkeep::Nothing,
         };
         self.hold(session.with_upkeep(upkeep))
@@ -279,7 +277,7 @@ impl Identity {
         let request = RenewTokenSelfRequest { increment: None };
         let failure = match client.ask(Scope::Login, Some(&session.token), request).await {
             Ok(answer) => {
-                let granted = answer.auth.map(|auth| (Duration::from_secs(auth.lease_duration), auth.renewable));
+                let granted = answer.auth.map(|auth| (seconds(auth.lease_duration), auth.renewable));
                 let (lease, renewable) = granted.unwrap_or_default();
                 log::debug!(target: "mlflow_secrets_auth.vault", event = "renewed", lease_s = lease.as_secs();
                     "renewed the Vault token, for {} s", lease.as_secs());

@@ -18,13 +18,12 @@ mod settings;
 mod wrapping;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use self::answer::{Envelope, VaultFailure, wipe};
+use self::answer::{Envelope, VaultFailure, seconds, wipe};
 use self::client::{Scope, VaultClient};
 use self::endpoints::{FindMount, ReadPath, ReadVersion};
 use self::identity::Identity;
@@ -163,7 +162,7 @@ impl VaultProvider {
             return Err(self.keeps_no_versions(place, version));
         }
         let mut version = None;
-        let mut lease = (answer.lease_duration > 0).then(|| Duration::from_secs(answer.lease_duration));
+        let mut lease = (answer.lease_duration > 0).then(|| seconds(answer.lease_duration));
         match layout {
             Layout::V2 => {
                 version = data.pointer("/metadata/version").and_then(Value::as_u64).map(|version| version.to_string());
@@ -172,7 +171,7 @@ impl VaultProvider {
             }
             // A password that Vault rotates, an identity token: they say themselves how long they last.
             Layout::Other | Layout::Unknown => {
-                let ttl = data.get("ttl").and_then(Value::as_u64).filter(|ttl| *ttl > 0).map(Duration::from_secs);
+                let ttl = data.get("ttl").and_then(Value::as_u64).filter(|ttl| *ttl > 0).map(seconds);
                 lease = [lease, ttl].into_iter().flatten().min();
             }
             Layout::V1 => {}

@@ -65,14 +65,17 @@ impl VaultSettings {
         let mount = self.kv_mount.as_deref().unwrap_or_else(|| full.split('/').next().unwrap_or_default());
         let v2 = place(mount, &full, KvVersion::V2);
         let as_is = Place { path: full.clone(), layout: Layout::Unknown };
+        // `nested/mount/data/path` names its mount itself.
+        let names_mount = self.kv_mount.is_none() && full.split('/').skip(2).any(|segment| segment == "data");
         let mut places = match self.kv_version {
-            Some(KvVersion::V2) => vec![v2],
+            Some(KvVersion::V2) => vec![v2, Place { path: full, layout: Layout::V2 }],
             Some(KvVersion::V1) => vec![as_is],
             None => vec![Place { layout: Layout::Unknown, ..v2 }, as_is],
         };
-        // `nested/mount/data/path` names its mount itself.
-        if self.kv_mount.is_none() && full.split('/').skip(2).any(|segment| segment == "data") {
+        if names_mount {
             places.reverse();
+        } else if self.kv_version == Some(KvVersion::V2) {
+            places.truncate(1);
         }
         places.dedup();
         places

@@ -130,7 +130,10 @@ fn is_of_app_role(path: &str, client: &VaultClient, mount: &str) -> bool {
 }
 
 fn refused(client: &VaultClient, failure: VaultFailure) -> Error {
-    if !matches!(failure.status, Some(400 | 403 | 404)) || failure.says("readonly storage") {
+    if !matches!(failure.status, Some(400 | 403 | 404))
+        || failure.says("readonly storage")
+        || failure.says("namespace not found")
+    {
         return client.failed("unwrapping the secret id", failure);
     }
     Error::new(
