@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -599,6 +600,38 @@ def test_a_token_limited_in_uses(bao, use, path) -> None:
     )
     for _ in range(5):
         assert headers_for(URL) == ABC
+
+
+def test_a_login_is_renewed_while_it_can_be(bao, use, path) -> None:
+    bao.put_secret(path, token="abc")
+    rules = f'{read_policy(path)} path "auth/token/renew-self" {{ capabilities = ["update"] }}'
+    role = enable_approle(bao, "approle", rules, token_ttl="2s", token_max_ttl="1m")
+    use(VAULT_TOKEN=None, **role)
+    assert headers_for(URL) == ABC
+    for _ in range(2):
+        # More than half of the lease, and both together more than all of it.
+        time.sleep(1.1)
+        refresh()
+    assert tokens_of(bao, role["VAULT_ROLE_ID"]) == 1
+
+
+SHARING = """
+import json, os
+from mlflow_secrets_auth import headers_for
+headers_for("https://mlflow.example.com")
+if os.fork() == 0:
+    headers_for("https://mlflow.example.com")
+    os._exit(0)
+print(json.dumps(os.waitstatus_to_exitcode(os.wait()[1])))
+"""
+
+
+def test_a_forked_child_goes_on_with_the_login(bao, use, path) -> None:
+    bao.put_secret(path, token="abc")
+    role = enable_approle(bao, "approle", read_policy(path))
+    use(VAULT_TOKEN=None, **role, MLFLOW_VAULT_TTL_SEC="0")
+    assert run(SHARING) == 0
+    assert tokens_of(bao, role["VAULT_ROLE_ID"]) == 1
 
 
 def test_a_batch_token(bao, use, path) -> None:
