@@ -68,7 +68,7 @@ impl ProviderKind {
 pub enum ProviderSettings {
     /// HashiCorp Vault and OpenBao.
     #[cfg(feature = "vault")]
-    Vault(vault::VaultSettings),
+    Vault(Box<vault::VaultSettings>),
     /// AWS Secrets Manager.
     #[cfg(feature = "aws")]
     Aws(aws::AwsSettings),
@@ -85,7 +85,9 @@ impl ProviderSettings {
     pub fn read(kind: ProviderKind, reader: &mut Reader<'_>) -> Result<Option<Self>> {
         match kind {
             #[cfg(feature = "vault")]
-            ProviderKind::Vault => Ok(vault::VaultSettings::read(reader)?.map(Self::Vault)),
+            ProviderKind::Vault => {
+                Ok(vault::VaultSettings::read(reader)?.map(|settings| Self::Vault(Box::new(settings))))
+            }
             #[cfg(feature = "aws")]
             ProviderKind::AwsSecretsManager => Ok(aws::AwsSettings::read(reader)?.map(Self::Aws)),
             #[cfg(feature = "azure")]
@@ -140,7 +142,9 @@ impl ProviderSettings {
     pub fn provider(&self, roots: &TrustRoots) -> Box<dyn Provider> {
         match self {
             #[cfg(feature = "vault")]
-            Self::Vault(settings) => Box::new(vault::VaultProvider::new(settings.clone(), roots.clone())),
+            Self::Vault(settings) => {
+                Box::new(vault::VaultProvider::new(vault::VaultSettings::clone(settings), roots.clone()))
+            }
             #[cfg(feature = "aws")]
             Self::Aws(settings) => Box::new(aws::AwsProvider::new(settings.clone(), roots.clone())),
             #[cfg(feature = "azure")]
