@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from servers import MlflowServer, OpenBao
 
 Configure = Callable[..., None]
 
-pytest_plugins = ["aws_fixtures"]
+pytest_plugins = ["aws_fixtures", "vault_fixtures"]
 
 
 @pytest.fixture(scope="session")
@@ -113,26 +112,3 @@ def second_loopback() -> Iterator[Loopback]:
     """Another one: another origin."""
     with Loopback() as server:
         yield server
-
-
-@pytest.fixture
-def path() -> str:
-    """A path below ``secret/`` that only this test uses."""
-    return f"mlflow/{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def use(bao: OpenBao, path: str, configure: Configure) -> Callable[..., None]:
-    """Settings for the secret at ``path`` in OpenBao, read with the root token, without retries."""
-
-    def apply(**more: str | None) -> None:
-        configure(
-            MLFLOW_SECRETS_AUTH_ENABLE="vault",
-            VAULT_ADDR=bao.url,
-            VAULT_TOKEN=bao.root_token,
-            MLFLOW_VAULT_SECRET_PATH=f"secret/{path}",
-            MLFLOW_SECRETS_MAX_RETRIES="0",
-        )
-        configure(**more)
-
-    return apply

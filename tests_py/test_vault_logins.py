@@ -58,10 +58,10 @@ def run(code: str, *arguments: str) -> Any:
 # Tokens, and the order of auto
 
 
-def test_the_token_helpers_file_is_read_anew(bao, use, path, token_file) -> None:
+def test_the_token_helpers_file_is_read_anew(bao, use_vault, path, token_file) -> None:
     bao.put_secret(path, token="abc")
     token_file.write_text(limited_token(bao, read_policy(path)) + "\n")
-    use(VAULT_TOKEN=None, MLFLOW_VAULT_TTL_SEC="0")
+    use_vault(VAULT_TOKEN=None, MLFLOW_VAULT_TTL_SEC="0")
     assert headers_for(URL) == ABC
     token_file.write_text("s.canary-of-somebody")
     with pytest.raises(SecretsAuthError) as caught:
@@ -73,10 +73,10 @@ def test_the_token_helpers_file_is_read_anew(bao, use, path, token_file) -> None
     refresh()
 
 
-def test_a_stale_token_file_never_shadows_a_configured_login(bao, use, path, token_file) -> None:
+def test_a_stale_token_file_never_shadows_a_configured_login(bao, use_vault, path, token_file) -> None:
     bao.put_secret(path, token="abc")
     token_file.write_text("s.stale")
-    use(VAULT_TOKEN=None, **enable_approle(bao, "approle", read_policy(path)))
+    use_vault(VAULT_TOKEN=None, **enable_approle(bao, "approle", read_policy(path)))
     assert headers_for(URL) == ABC
 
 
@@ -91,9 +91,9 @@ def test_a_stale_token_file_never_shadows_a_configured_login(bao, use, path, tok
         ({"VAULT_CLIENT_CERT": "/x"}, "VAULT_CLIENT_KEY"),
     ],
 )
-def test_nor_one_that_was_begun(use, token_file, begun, lacking) -> None:
+def test_nor_one_that_was_begun(use_vault, token_file, begun, lacking) -> None:
     token_file.write_text("s.stale")
-    use(VAULT_TOKEN=None, **begun)
+    use_vault(VAULT_TOKEN=None, **begun)
     error = failure()
     assert error.code == "config.missing"
     assert lacking in error.message
@@ -111,29 +111,29 @@ def test_nor_one_that_was_begun(use, token_file, begun, lacking) -> None:
         ("agent", "VAULT_AGENT_ADDR"),
     ],
 )
-def test_a_method_that_is_asked_for_says_what_it_needs(use, method, lacking) -> None:
-    use(MLFLOW_VAULT_AUTH_METHOD=method)
+def test_a_method_that_is_asked_for_says_what_it_needs(use_vault, method, lacking) -> None:
+    use_vault(MLFLOW_VAULT_AUTH_METHOD=method)
     error = failure()
     assert error.code == "config.missing"
     assert lacking in error.message
 
 
-def test_without_any_login(use) -> None:
-    use(VAULT_TOKEN=None)
+def test_without_any_login(use_vault) -> None:
+    use_vault(VAULT_TOKEN=None)
     error = failure()
     assert error.code == "config.missing"
     assert "VAULT_TOKEN" in error.message
 
 
-def test_a_method_that_does_not_exist(use) -> None:
-    use(MLFLOW_VAULT_AUTH_METHOD="kubernets")
+def test_a_method_that_does_not_exist(use_vault) -> None:
+    use_vault(MLFLOW_VAULT_AUTH_METHOD="kubernets")
     error = failure()
     assert error.code == "config.invalid_value"
     assert "kubernetes" in error.hint
 
 
-def test_the_file_is_asked_for_and_missing(use, token_file) -> None:
-    use(VAULT_TOKEN=None, MLFLOW_VAULT_AUTH_METHOD="token")
+def test_the_file_is_asked_for_and_missing(use_vault, token_file) -> None:
+    use_vault(VAULT_TOKEN=None, MLFLOW_VAULT_AUTH_METHOD="token")
     error = failure()
     assert error.code == "config.file"
     assert str(token_file) in error.message
@@ -195,11 +195,11 @@ def test_auto_takes_the_first_that_is_configured_and_says_why(
 
 
 @pytest.fixture
-def wrapped(bao: OpenBao, path: str, use) -> dict[str, str]:
+def wrapped(bao: OpenBao, path: str, use_vault) -> dict[str, str]:
     """Settings with a wrapping token that gives the secret id of a role that may read the secret."""
     bao.put_secret(path, token="abc")
     settings = wrapped_secret_id(bao, read_policy(path))
-    use(VAULT_TOKEN=None, **settings)
+    use_vault(VAULT_TOKEN=None, **settings)
     return settings
 
 
@@ -260,8 +260,8 @@ def test_a_wrapping_token_made_elsewhere_is_not_unwrapped(bao, wrapped, configur
     assert bao.api("POST", "sys/wrapping/unwrap", token=token)["data"]
 
 
-def test_both_a_secret_id_and_a_wrapped_one(use) -> None:
-    use(VAULT_TOKEN=None, VAULT_ROLE_ID="r", VAULT_SECRET_ID="s", MLFLOW_VAULT_WRAPPED_SECRET_ID="w")
+def test_both_a_secret_id_and_a_wrapped_one(use_vault) -> None:
+    use_vault(VAULT_TOKEN=None, VAULT_ROLE_ID="r", VAULT_SECRET_ID="s", MLFLOW_VAULT_WRAPPED_SECRET_ID="w")
     assert failure().code == "config.conflict"
 
 
@@ -327,7 +327,7 @@ def test_a_pickled_copy_says_that_it_cant_use_the_unwrapped_id(wrapped) -> None:
 
 
 @pytest.fixture
-def jwt(bao: OpenBao, path: str, tmp_path: Path, use) -> Iterator[tuple[Signer, Path]]:
+def jwt(bao: OpenBao, path: str, tmp_path: Path, use_vault) -> Iterator[tuple[Signer, Path]]:
     """OpenBao trusts the signer; the settings name the file."""
     bao.put_secret(path, token="abc")
     signer, file, mount = Signer(), tmp_path / "jwt", enable_auth(bao, "jwt")
@@ -340,7 +340,7 @@ def jwt(bao: OpenBao, path: str, tmp_path: Path, use) -> Iterator[tuple[Signer, 
         "token_ttl": "10m",
     }
     bao.api("POST", f"auth/{mount}/role/mlflow", role)
-    use(
+    use_vault(
         VAULT_TOKEN=None,
         MLFLOW_VAULT_ROLE="mlflow",
         MLFLOW_VAULT_JWT_PATH=str(file),
@@ -389,7 +389,7 @@ def test_a_file_that_holds_no_token(jwt, content) -> None:
     assert str(file) in error.message
 
 
-def test_kubernetes_asks_the_cluster(bao, use, path, tmp_path) -> None:
+def test_kubernetes_asks_the_cluster(bao, use_vault, path, tmp_path) -> None:
     bao.put_secret(path, token="abc")
     signer, file, mount = Signer(), tmp_path / "token", enable_auth(bao, "kubernetes")
     with Kubernetes() as cluster:
@@ -408,7 +408,7 @@ def test_kubernetes_asks_the_cluster(bao, use, path, tmp_path) -> None:
             "token_policies": [new_policy(bao, read_policy(path))],
         }
         bao.api("POST", f"auth/{mount}/role/reader", role)
-        use(
+        use_vault(
             VAULT_TOKEN=None,
             MLFLOW_VAULT_AUTH_METHOD="kubernetes",
             MLFLOW_VAULT_ROLE="reader",
@@ -420,7 +420,7 @@ def test_kubernetes_asks_the_cluster(bao, use, path, tmp_path) -> None:
         assert cluster.requests[0].path == "/apis/authentication.k8s.io/v1/tokenreviews"
         # Another service account may not have the role.
         file.write_text(cluster.service_account(signer, "other"))
-        use(VAULT_TOKEN=None, MLFLOW_VAULT_TTL_SEC="100")
+        use_vault(VAULT_TOKEN=None, MLFLOW_VAULT_TTL_SEC="100")
         error = failure()
         assert error.code == "vault.login_refused"
         assert f"kubernetes at auth/{mount} as role reader" in error.message
@@ -430,7 +430,7 @@ def test_kubernetes_asks_the_cluster(bao, use, path, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("method", ["userpass", "ldap"])
-def test_name_and_password(bao, use, path, method) -> None:
+def test_name_and_password(bao, use_vault, path, method) -> None:
     # OpenBao has no LDAP method any more. LDAP's login is the same request, so userpass stands in for it on the
     # mount and with the method that users of LDAP configure.
     bao.put_secret(path, token="abc")
@@ -438,14 +438,14 @@ def test_name_and_password(bao, use, path, method) -> None:
     user, password = f"ci-{uuid.uuid4().hex}", " canary password "
     policies = [new_policy(bao, read_policy(path))]
     bao.api("POST", f"auth/{mount}/users/{user}", {"password": password, "token_policies": policies})
-    use(
+    use_vault(
         VAULT_TOKEN=None,
         MLFLOW_VAULT_AUTH_METHOD=method,
         MLFLOW_VAULT_USERNAME=user,
         MLFLOW_VAULT_PASSWORD=password,
     )
     assert headers_for(URL) == ABC
-    use(VAULT_TOKEN=None, MLFLOW_VAULT_PASSWORD="canary-wrong")
+    use_vault(VAULT_TOKEN=None, MLFLOW_VAULT_PASSWORD="canary-wrong")
     error = failure()
     assert error.code == "vault.login_refused"
     assert f"{method} at auth/{mount} as user {user}" in error.message
@@ -458,7 +458,7 @@ def tls_bao(server_folder: Path) -> Iterator[TlsBao]:
         yield server
 
 
-def test_a_tls_certificate(tls_bao, use, path) -> None:
+def test_a_tls_certificate(tls_bao, use_vault, path) -> None:
     tls_bao.put_secret(path, token="abc")
     enable_auth(tls_bao, "cert", "cert")
     for role, rules in (("mlflow", read_policy(path)), ("another", read_policy("other"))):
@@ -474,18 +474,18 @@ def test_a_tls_certificate(tls_bao, use, path) -> None:
         "VAULT_CACERT": tls_bao.ca_file,
         "VAULT_TLS_SERVER_NAME": TlsBao.NAME,
     }
-    use(**shared, **tls_bao.client_certificate("mlflow-client"), MLFLOW_VAULT_ROLE="mlflow")
+    use_vault(**shared, **tls_bao.client_certificate("mlflow-client"), MLFLOW_VAULT_ROLE="mlflow")
     assert headers_for(URL) == ABC
-    use(**shared, MLFLOW_VAULT_ROLE="another")
+    use_vault(**shared, MLFLOW_VAULT_ROLE="another")
     assert failure().code == "vault.permission_denied"
-    use(**shared, **tls_bao.client_certificate("stranger"), MLFLOW_VAULT_ROLE="mlflow")
+    use_vault(**shared, **tls_bao.client_certificate("stranger"), MLFLOW_VAULT_ROLE="mlflow")
     error = failure()
     assert error.code == "vault.login_refused"
     assert "TLS certificate at auth/cert as role mlflow" in error.message
 
 
-def test_a_certificate_needs_tls(bao, use) -> None:
-    use(VAULT_TOKEN=None, VAULT_CLIENT_CERT="/x", VAULT_CLIENT_KEY="/y")
+def test_a_certificate_needs_tls(bao, use_vault) -> None:
+    use_vault(VAULT_TOKEN=None, VAULT_CLIENT_CERT="/x", VAULT_CLIENT_KEY="/y")
     error = failure()
     assert error.code == "config.invalid_value"
     assert "https" in error.hint
@@ -501,28 +501,28 @@ def proxy(bao: OpenBao, path: str, server_folder: Path) -> Iterator[BaoProxy]:
         yield server
 
 
-def test_an_agent_needs_no_token_of_ours_on_tcp_and_unix_socket(proxy, use) -> None:
+def test_an_agent_needs_no_token_of_ours_on_tcp_and_unix_socket(proxy, use_vault) -> None:
     for address in (proxy.url, f"unix://{proxy.socket}"):
-        use(VAULT_TOKEN=None, VAULT_ADDR=None, VAULT_AGENT_ADDR=address)
+        use_vault(VAULT_TOKEN=None, VAULT_ADDR=None, VAULT_AGENT_ADDR=address)
         assert headers_for(URL) == ABC
-        use(VAULT_TOKEN=None, VAULT_ADDR=None, MLFLOW_VAULT_SECRET_PATH="secret/other")
+        use_vault(VAULT_TOKEN=None, VAULT_ADDR=None, MLFLOW_VAULT_SECRET_PATH="secret/other")
         error = failure()
         assert error.code == "vault.permission_denied"
         assert "the token of the Vault agent" in error.message
-        use()
+        use_vault()
 
 
-def test_an_agent_that_is_not_there(use, tmp_path) -> None:
+def test_an_agent_that_is_not_there(use_vault, tmp_path) -> None:
     for address in (f"http://127.0.0.1:{free_port()}", f"unix://{tmp_path}/socket"):
-        use(VAULT_TOKEN=None, VAULT_ADDR=None, VAULT_AGENT_ADDR=address)
+        use_vault(VAULT_TOKEN=None, VAULT_ADDR=None, VAULT_AGENT_ADDR=address)
         error = failure()
         assert error.code == "vault.unreachable"
         assert "VAULT_AGENT_ADDR" in error.hint
 
 
 @pytest.mark.parametrize("address", ["unix://relative", "ftp://127.0.0.1", "127.0.0.1:8100"])
-def test_an_address_of_an_agent_that_is_none(use, address) -> None:
-    use(VAULT_TOKEN=None, VAULT_AGENT_ADDR=address)
+def test_an_address_of_an_agent_that_is_none(use_vault, address) -> None:
+    use_vault(VAULT_TOKEN=None, VAULT_AGENT_ADDR=address)
     assert failure().code == "config.invalid_value"
 
 
@@ -545,41 +545,41 @@ def namespace(bao: OpenBao) -> str:
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "/{}"])
-def test_secret_and_login_in_one_namespace(bao, use, path, namespace, form) -> None:
+def test_secret_and_login_in_one_namespace(bao, use_vault, path, namespace, form) -> None:
     bao.api("POST", f"{namespace}/secret/data/{path}", {"data": {"token": "abc"}})
     role = enable_approle(bao, "approle", read_policy(path), f"{namespace}/")
-    use(VAULT_TOKEN=None, **role, VAULT_NAMESPACE=form.format(namespace))
+    use_vault(VAULT_TOKEN=None, **role, VAULT_NAMESPACE=form.format(namespace))
     assert headers_for(URL) == ABC
 
 
-def test_a_login_in_another_namespace_than_the_secret(bao, use, path, namespace) -> None:
+def test_a_login_in_another_namespace_than_the_secret(bao, use_vault, path, namespace) -> None:
     bao.api("POST", f"{namespace}/secret/data/{path}", {"data": {"token": "abc"}})
     role = enable_approle(bao, "approle", f'path "{namespace}/secret/data/{path}" {{ capabilities = ["read"] }}')
-    use(VAULT_TOKEN=None, **role, VAULT_NAMESPACE=namespace, MLFLOW_VAULT_AUTH_NAMESPACE="root")
+    use_vault(VAULT_TOKEN=None, **role, VAULT_NAMESPACE=namespace, MLFLOW_VAULT_AUTH_NAMESPACE="root")
     assert headers_for(URL) == ABC
-    use(VAULT_TOKEN=None, MLFLOW_VAULT_AUTH_NAMESPACE=None)
+    use_vault(VAULT_TOKEN=None, MLFLOW_VAULT_AUTH_NAMESPACE=None)
     error = failure()
     assert error.code == "vault.login_refused"
     assert f"in namespace {namespace}" in error.message
 
 
-def test_a_wrapped_secret_id_in_a_namespace(bao, use, path, namespace) -> None:
+def test_a_wrapped_secret_id_in_a_namespace(bao, use_vault, path, namespace) -> None:
     bao.api("POST", f"{namespace}/secret/data/{path}", {"data": {"token": "abc"}})
-    use(VAULT_TOKEN=None, **wrapped_secret_id(bao, read_policy(path), f"{namespace}/"), VAULT_NAMESPACE=namespace)
+    use_vault(VAULT_TOKEN=None, **wrapped_secret_id(bao, read_policy(path), f"{namespace}/"), VAULT_NAMESPACE=namespace)
     assert headers_for(URL) == ABC
 
 
-def test_a_namespace_that_does_not_exist(bao, use, path) -> None:
+def test_a_namespace_that_does_not_exist(bao, use_vault, path) -> None:
     for login in ({}, {"VAULT_TOKEN": None, **enable_approle(bao, "approle", read_policy(path))}):
-        use(**login, VAULT_NAMESPACE="no-such-team")
+        use_vault(**login, VAULT_NAMESPACE="no-such-team")
         error = failure()
         assert error.code == "vault.wrong_namespace"
         assert "no-such-team" in error.message
 
 
-def test_a_denial_in_a_namespace_is_no_refused_token(bao, use, path, namespace) -> None:
+def test_a_denial_in_a_namespace_is_no_refused_token(bao, use_vault, path, namespace) -> None:
     # The token is good, but its own namespace is the root.
-    use(VAULT_TOKEN=limited_token(bao, read_policy(path)), VAULT_NAMESPACE=namespace)
+    use_vault(VAULT_TOKEN=limited_token(bao, read_policy(path)), VAULT_NAMESPACE=namespace)
     error = failure()
     assert error.code == "vault.permission_denied"
     assert f"in namespace {namespace}" in error.message
@@ -588,10 +588,10 @@ def test_a_denial_in_a_namespace_is_no_refused_token(bao, use, path, namespace) 
 # Token life
 
 
-def test_a_token_limited_in_uses(bao, use, path) -> None:
+def test_a_token_limited_in_uses(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     role = enable_approle(bao, "approle", read_policy(path), token_num_uses=2)
-    use(
+    use_vault(
         VAULT_TOKEN=None,
         **role,
         MLFLOW_VAULT_TTL_SEC="0",
@@ -602,11 +602,11 @@ def test_a_token_limited_in_uses(bao, use, path) -> None:
         assert headers_for(URL) == ABC
 
 
-def test_a_login_is_renewed_while_it_can_be(bao, use, path) -> None:
+def test_a_login_is_renewed_while_it_can_be(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     rules = f'{read_policy(path)} path "auth/token/renew-self" {{ capabilities = ["update"] }}'
     role = enable_approle(bao, "approle", rules, token_ttl="2s", token_max_ttl="1m")
-    use(VAULT_TOKEN=None, **role)
+    use_vault(VAULT_TOKEN=None, **role)
     assert headers_for(URL) == ABC
     for _ in range(2):
         # More than half of the lease, and both together more than all of it.
@@ -626,35 +626,35 @@ print(json.dumps(os.waitstatus_to_exitcode(os.wait()[1])))
 """
 
 
-def test_a_forked_child_goes_on_with_the_login(bao, use, path) -> None:
+def test_a_forked_child_goes_on_with_the_login(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     role = enable_approle(bao, "approle", read_policy(path))
-    use(VAULT_TOKEN=None, **role, MLFLOW_VAULT_TTL_SEC="0")
+    use_vault(VAULT_TOKEN=None, **role, MLFLOW_VAULT_TTL_SEC="0")
     assert run(SHARING) == 0
     assert tokens_of(bao, role["VAULT_ROLE_ID"]) == 1
 
 
-def test_a_batch_token(bao, use, path) -> None:
+def test_a_batch_token(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
-    use(VAULT_TOKEN=None, **enable_approle(bao, "approle", read_policy(path), token_type="batch"))
+    use_vault(VAULT_TOKEN=None, **enable_approle(bao, "approle", read_policy(path), token_type="batch"))
     assert headers_for(URL) == ABC
 
 
-def test_a_token_without_the_default_policy(bao, use, path) -> None:
+def test_a_token_without_the_default_policy(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     role = enable_approle(bao, "approle", read_policy(path), token_no_default_policy=True)
-    use(VAULT_TOKEN=None, **role)
+    use_vault(VAULT_TOKEN=None, **role)
     assert headers_for(URL) == ABC
     # It may not even look itself up; that does not make it a refused one.
-    use(VAULT_TOKEN=None, MLFLOW_VAULT_SECRET_PATH="secret/other")
+    use_vault(VAULT_TOKEN=None, MLFLOW_VAULT_SECRET_PATH="secret/other")
     assert failure().code == "vault.permission_denied"
 
 
-def test_a_denial_that_a_fresh_login_cures(bao, use, path) -> None:
+def test_a_denial_that_a_fresh_login_cures(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     name, role_id = new_role(bao, "approle", read_policy("other"))
     secret_id = bao.api("POST", f"auth/approle/role/{name}/secret-id", {})["data"]["secret_id"]
-    use(VAULT_TOKEN=None, VAULT_ROLE_ID=role_id, VAULT_SECRET_ID=secret_id)
+    use_vault(VAULT_TOKEN=None, VAULT_ROLE_ID=role_id, VAULT_SECRET_ID=secret_id)
     assert failure().code == "vault.permission_denied"
     assert tokens_of(bao, role_id) == 1
     # A token keeps the policies that its role had at the login.
@@ -664,11 +664,11 @@ def test_a_denial_that_a_fresh_login_cures(bao, use, path) -> None:
     assert tokens_of(bao, role_id) == 2
 
 
-def test_a_fresh_login_that_is_refused_leaves_the_old_one(bao, use, path) -> None:
+def test_a_fresh_login_that_is_refused_leaves_the_old_one(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     name, role_id = new_role(bao, "approle", read_policy(path), secret_id_num_uses=1)
     secret_id = bao.api("POST", f"auth/approle/role/{name}/secret-id", {})["data"]["secret_id"]
-    use(VAULT_TOKEN=None, VAULT_ROLE_ID=role_id, VAULT_SECRET_ID=secret_id, MLFLOW_VAULT_TTL_SEC="0")
+    use_vault(VAULT_TOKEN=None, VAULT_ROLE_ID=role_id, VAULT_SECRET_ID=secret_id, MLFLOW_VAULT_TTL_SEC="0")
     assert headers_for(URL) == ABC
     policy = bao.api("GET", f"auth/approle/role/{name}")["data"]["token_policies"][0]
     bao.api("PUT", f"sys/policies/acl/{policy}", {"policy": read_policy("other")})
@@ -677,17 +677,17 @@ def test_a_fresh_login_that_is_refused_leaves_the_old_one(bao, use, path) -> Non
     refresh()
 
 
-def test_a_login_that_wants_a_second_factor(loopback, use) -> None:
+def test_a_login_that_wants_a_second_factor(loopback, use_vault) -> None:
     login = {"request_id": "r", "auth": {"client_token": "", "mfa_requirement": {"mfa_request_id": "m"}}}
     loopback.rule = lambda _: Answer.json(login)
-    use(VAULT_TOKEN=None, VAULT_ADDR=loopback.url, VAULT_ROLE_ID="r", VAULT_SECRET_ID="s")
+    use_vault(VAULT_TOKEN=None, VAULT_ADDR=loopback.url, VAULT_ROLE_ID="r", VAULT_SECRET_ID="s")
     error = failure()
     assert error.code == "vault.login_refused"
     assert "second factor" in error.message
 
 
-def test_a_login_method_that_is_not_mounted(bao, use) -> None:
-    use(VAULT_TOKEN=None, VAULT_ROLE_ID="r", VAULT_SECRET_ID="s", MLFLOW_VAULT_AUTH_MOUNT="no-such-mount")
+def test_a_login_method_that_is_not_mounted(bao, use_vault) -> None:
+    use_vault(VAULT_TOKEN=None, VAULT_ROLE_ID="r", VAULT_SECRET_ID="s", MLFLOW_VAULT_AUTH_MOUNT="no-such-mount")
     error = failure()
     assert error.code == "vault.login_refused"
     assert "MLFLOW_VAULT_AUTH_MOUNT" in error.hint
@@ -707,7 +707,7 @@ SECRETS = {
 @pytest.mark.parametrize("method", SECRETS)
 @pytest.mark.parametrize("status", [200, 400, 403, 500])
 def test_no_output_holds_what_a_login_is_made_of(
-    loopback, use, tmp_path, token_file, caplog, capfd, method, status
+    loopback, use_vault, tmp_path, token_file, caplog, capfd, method, status
 ) -> None:
     """S1: a canary in every secret of a login, and in every token that Vault gives."""
     caplog.set_level(logging.DEBUG)
@@ -727,7 +727,7 @@ def test_no_output_holds_what_a_login_is_made_of(
         return Answer.json({"errors": ["canary-in-an-error"]}, 403)
 
     loopback.rule = rule
-    use(VAULT_TOKEN=None, VAULT_ADDR=loopback.url, **SECRETS[method], **more)
+    use_vault(VAULT_TOKEN=None, VAULT_ADDR=loopback.url, **SECRETS[method], **more)
     error = failure()
     doctor = [script("mlflow-secrets-auth"), "doctor"]
     shown = [repr(error), str(error), caplog.text, *map(repr, (vars(record) for record in caplog.records))]

@@ -28,7 +28,7 @@ def tls_bao(server_folder: Path) -> Iterator[TlsBao]:
 
 
 @pytest.fixture
-def use_tls(tls_bao: TlsBao, use, path):
+def use_tls(tls_bao: TlsBao, use_vault, path):
     """Settings that read a secret over TLS, with the right CA and name."""
 
     def apply(**more: str | None) -> None:
@@ -38,7 +38,7 @@ def use_tls(tls_bao: TlsBao, use, path):
             "VAULT_CACERT": tls_bao.ca_file,
             "VAULT_TLS_SERVER_NAME": TlsBao.NAME,
         }
-        use(**{**right, **more})
+        use_vault(**{**right, **more})
 
     tls_bao.put_secret(path, token="abc")
     return apply
@@ -132,11 +132,11 @@ def test_a_server_name_that_is_none(use_tls, name) -> None:
     assert failure().code == "config.invalid_value"
 
 
-def test_the_server_name_is_for_tls_alone(bao, use, path) -> None:
+def test_the_server_name_is_for_tls_alone(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     ca = trustme.CA()
     with TlsLoopback(ca, passed_on(bao)) as server, ca.cert_pem.tempfile() as ca_file:
-        use(VAULT_ADDR=server.url, VAULT_CACERT=ca_file, VAULT_TLS_SERVER_NAME=TlsBao.NAME)
+        use_vault(VAULT_ADDR=server.url, VAULT_CACERT=ca_file, VAULT_TLS_SERVER_NAME=TlsBao.NAME)
         assert headers_for(URL) == ABC
         assert server.header("Host") == [f"127.0.0.1:{server.port}"] * 2
 
@@ -144,21 +144,21 @@ def test_the_server_name_is_for_tls_alone(bao, use, path) -> None:
 # Proxies and time
 
 
-def test_an_http_proxy_and_its_exceptions(bao, use, path, loopback, monkeypatch, caplog) -> None:
+def test_an_http_proxy_and_its_exceptions(bao, use_vault, path, loopback, monkeypatch, caplog) -> None:
     bao.put_secret(path, token="abc")
     loopback.rule = passed_on(bao)
     monkeypatch.setenv("HTTP_PROXY", loopback.url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    use(VAULT_ADDR="http://vault.invalid:8200")
+    use_vault(VAULT_ADDR="http://vault.invalid:8200")
     assert headers_for(URL) == ABC
     assert loopback.requests[-1].path == f"http://vault.invalid:8200/v1/secret/data/{path}"
     assert [r for r in caplog.records if r.levelno == logging.WARNING and "VAULT_ADDR is plain http" in r.getMessage()]
     loopback.requests.clear()
     monkeypatch.setenv("NO_PROXY", "vault.invalid")
-    use(VAULT_ADDR="http://vault.invalid:8200", MLFLOW_VAULT_TTL_SEC="100")
+    use_vault(VAULT_ADDR="http://vault.invalid:8200", MLFLOW_VAULT_TTL_SEC="100")
     assert failure().code == "vault.unreachable"
     # Loopback never goes through a proxy.
-    use(MLFLOW_VAULT_TTL_SEC="100")
+    use_vault(MLFLOW_VAULT_TTL_SEC="100")
     assert headers_for(URL) == ABC
     assert loopback.requests == []
 
@@ -173,10 +173,10 @@ def test_tls_through_a_proxy(use_tls, tls_bao, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["0.2", "0.2s", "200ms"])
-def test_a_request_that_takes_too_long(use, loopback: Loopback, timeout) -> None:
+def test_a_request_that_takes_too_long(use_vault, loopback: Loopback, timeout) -> None:
     gate = threading.Event()
     loopback.rule = lambda _: Answer(before=lambda: gate.wait(5) and None)
-    use(VAULT_ADDR=loopback.url, VAULT_CLIENT_TIMEOUT=timeout)
+    use_vault(VAULT_ADDR=loopback.url, VAULT_CLIENT_TIMEOUT=timeout)
     started = time.monotonic()
     error = failure()
     gate.set()
@@ -186,8 +186,8 @@ def test_a_request_that_takes_too_long(use, loopback: Loopback, timeout) -> None
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "soon", "5h"])
-def test_a_timeout_that_is_none(use, timeout) -> None:
-    use(VAULT_CLIENT_TIMEOUT=timeout)
+def test_a_timeout_that_is_none(use_vault, timeout) -> None:
+    use_vault(VAULT_CLIENT_TIMEOUT=timeout)
     assert failure().code == "config.invalid_value"
 
 
@@ -199,11 +199,11 @@ def to(url: str, status: int = 307):
     return lambda request: Answer.redirect(url + request.path, status)
 
 
-def test_a_standby_sends_us_to_the_active_node(bao, use, path, loopback, second_loopback) -> None:
+def test_a_standby_sends_us_to_the_active_node(bao, use_vault, path, loopback, second_loopback) -> None:
     bao.put_secret(path, token="abc")
     loopback.rule = to(second_loopback.url)
     second_loopback.rule = passed_on(bao)
-    use(VAULT_ADDR=loopback.url, VAULT_TOKEN=None, **enable_approle(bao, "approle", read_policy(path)))
+    use_vault(VAULT_ADDR=loopback.url, VAULT_TOKEN=None, **enable_approle(bao, "approle", read_policy(path)))
     assert headers_for(URL) == ABC
     paths = ["/v1/auth/approle/login", f"/v1/sys/internal/ui/mounts/secret/{path}", f"/v1/secret/data/{path}"]
     assert [r.path for r in loopback.requests] == paths
@@ -211,7 +211,7 @@ def test_a_standby_sends_us_to_the_active_node(bao, use, path, loopback, second_
     assert b"secret_id" in second_loopback.requests[0].body
 
 
-def test_a_redirect_beyond_the_rules_is_not_followed(use, loopback: Loopback, second_loopback: Loopback) -> None:
+def test_a_redirect_beyond_the_rules_is_not_followed(use_vault, loopback: Loopback, second_loopback: Loopback) -> None:
     beyond = {
         "another host": to(second_loopback.other_url),
         "another status": to(second_loopback.url, 302),
@@ -223,24 +223,24 @@ def test_a_redirect_beyond_the_rules_is_not_followed(use, loopback: Loopback, se
     }
     for number, (what, rule) in enumerate(beyond.items()):
         loopback.rule = rule
-        use(VAULT_ADDR=loopback.url, MLFLOW_VAULT_TTL_SEC=str(100 + number))
+        use_vault(VAULT_ADDR=loopback.url, MLFLOW_VAULT_TTL_SEC=str(100 + number))
         error = failure()
         assert error.code == "vault.redirected", what
         assert "VAULT_ADDR" in error.hint
         assert second_loopback.requests == [], what
 
 
-def test_only_one_redirect(use, loopback: Loopback) -> None:
+def test_only_one_redirect(use_vault, loopback: Loopback) -> None:
     loopback.rule = to(loopback.url)
-    use(VAULT_ADDR=loopback.url)
+    use_vault(VAULT_ADDR=loopback.url)
     assert failure().code == "vault.redirected"
     assert len(loopback.requests) == 2
 
 
-def test_no_redirect_from_https_to_http(use, loopback: Loopback) -> None:
+def test_no_redirect_from_https_to_http(use_vault, loopback: Loopback) -> None:
     ca = trustme.CA()
     with TlsLoopback(ca, to(loopback.url)) as server, ca.cert_pem.tempfile() as ca_file:
-        use(VAULT_ADDR=server.url, VAULT_CACERT=ca_file)
+        use_vault(VAULT_ADDR=server.url, VAULT_CACERT=ca_file)
         assert failure().code == "vault.redirected"
         assert len(server.requests) == 1
     assert loopback.requests == []
@@ -249,15 +249,15 @@ def test_no_redirect_from_https_to_http(use, loopback: Loopback) -> None:
 # Servers that can't answer now
 
 
-def test_a_sealed_server_is_waited_for(server_folder, use, path) -> None:
+def test_a_sealed_server_is_waited_for(server_folder, use_vault, path) -> None:
     with SealableBao(server_folder) as server:
         server.put_secret(path, token="abc")
-        use(VAULT_ADDR=server.url, VAULT_TOKEN=server.root_token)
+        use_vault(VAULT_ADDR=server.url, VAULT_TOKEN=server.root_token)
         server.seal()
         error = failure()
         assert error.code == "vault.sealed"
         assert "unseal" in error.hint
-        use(VAULT_ADDR=server.url, VAULT_TOKEN=server.root_token, MLFLOW_SECRETS_MAX_RETRIES="10")
+        use_vault(VAULT_ADDR=server.url, VAULT_TOKEN=server.root_token, MLFLOW_SECRETS_MAX_RETRIES="10")
         timer = threading.Timer(0.3, server.unseal)
         timer.start()
         assert headers_for(URL) == ABC
@@ -280,7 +280,7 @@ READ_ONLY = b'{"errors": ["1 error occurred:\\n\\t* cannot write to readonly sto
         (Answer(400, body=READ_ONLY), "vault.unavailable"),
     ],
 )
-def test_what_may_pass_is_tried_again(bao, use, path, loopback, answer, code) -> None:
+def test_what_may_pass_is_tried_again(bao, use_vault, path, loopback, answer, code) -> None:
     bao.put_secret(path, token="abc")
     passing = passed_on(bao)
     failing = [True]
@@ -291,7 +291,7 @@ def test_what_may_pass_is_tried_again(bao, use, path, loopback, answer, code) ->
         return passing(request)
 
     loopback.rule = rule
-    use(VAULT_ADDR=loopback.url)
+    use_vault(VAULT_ADDR=loopback.url)
     assert failure().code == code
 
     def once(request: Request) -> Answer:
@@ -301,24 +301,24 @@ def test_what_may_pass_is_tried_again(bao, use, path, loopback, answer, code) ->
 
     loopback.rule = once
     loopback.requests.clear()
-    use(VAULT_ADDR=loopback.url, MLFLOW_SECRETS_MAX_RETRIES="1")
+    use_vault(VAULT_ADDR=loopback.url, MLFLOW_SECRETS_MAX_RETRIES="1")
     assert headers_for(URL) == ABC
     assert [r.path for r in loopback.requests].count(f"/v1/secret/data/{path}") == 2
 
 
 @pytest.mark.parametrize("answer", [Answer(503), Answer(400, body=READ_ONLY)])
-def test_so_is_a_login(bao, use, path, loopback, answer) -> None:
+def test_so_is_a_login(bao, use_vault, path, loopback, answer) -> None:
     bao.put_secret(path, token="abc")
     passing = passed_on(bao)
     answers = [answer]
     loopback.rule = lambda request: answers.pop() if answers else passing(request)
     role = enable_approle(bao, "approle", read_policy(path))
-    use(VAULT_TOKEN=None, VAULT_ADDR=loopback.url, **role, MLFLOW_SECRETS_MAX_RETRIES="1")
+    use_vault(VAULT_TOKEN=None, VAULT_ADDR=loopback.url, **role, MLFLOW_SECRETS_MAX_RETRIES="1")
     assert headers_for(URL) == ABC
     assert [r.path for r in loopback.requests].count("/v1/auth/approle/login") == 2
 
 
-def test_the_server_may_say_when(bao, use, path, loopback) -> None:
+def test_the_server_may_say_when(bao, use_vault, path, loopback) -> None:
     bao.put_secret(path, token="abc")
     passing = passed_on(bao)
     times: list[float] = []
@@ -328,16 +328,16 @@ def test_the_server_may_say_when(bao, use, path, loopback) -> None:
         return Answer(503, {"Retry-After": "1"}) if len(times) == 1 else passing(request)
 
     loopback.rule = rule
-    use(VAULT_ADDR=loopback.url, MLFLOW_SECRETS_MAX_RETRIES="1")
+    use_vault(VAULT_ADDR=loopback.url, MLFLOW_SECRETS_MAX_RETRIES="1")
     assert headers_for(URL) == ABC
     assert 0.9 <= times[1] - times[0] <= 3
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "vault.permission_denied"), (404, "vault.not_found")])
-def test_what_will_not_pass_is_not_tried_again(use, loopback: Loopback, status, code) -> None:
+def test_what_will_not_pass_is_not_tried_again(use_vault, loopback: Loopback, status, code) -> None:
     errors = ["1 error occurred:\n\t* permission denied\n\n"] if status == 403 else []
     loopback.rule = lambda _: Answer.json({"errors": errors}, status)
-    use(
+    use_vault(
         VAULT_ADDR=loopback.url,
         MLFLOW_SECRETS_MAX_RETRIES="3",
         MLFLOW_VAULT_KV_MOUNT="secret",

@@ -47,10 +47,10 @@ def hide_mounts(answer_of, status: int = 403):
 # The preflight, and what happens without it
 
 
-def test_the_mount_is_asked_for_once(bao, use, path, loopback) -> None:
+def test_the_mount_is_asked_for_once(bao, use_vault, path, loopback) -> None:
     bao.put_secret(path, token="abc")
     loopback.rule = passed_on(bao)
-    use(VAULT_ADDR=loopback.url, MLFLOW_VAULT_TTL_SEC="0")
+    use_vault(VAULT_ADDR=loopback.url, MLFLOW_VAULT_TTL_SEC="0")
     for _ in range(3):
         assert headers_for(URL) == ABC
     read = f"/v1/secret/data/{path}"
@@ -60,13 +60,13 @@ def test_the_mount_is_asked_for_once(bao, use, path, loopback) -> None:
 @pytest.mark.parametrize("status", [403, 404, 405])
 @pytest.mark.parametrize("mount", ["1", "2"], indirect=True)
 def test_without_the_preflight_version_2_is_tried_then_1_and_remembered(
-    bao, use, path, loopback, mount, status
+    bao, use_vault, path, loopback, mount, status
 ) -> None:
     version_2 = mount.startswith("kv2")
     full = f"{mount}/data/{path}" if version_2 else f"{mount}/{path}"
     bao.api("POST", full, {"data": {"token": "abc"}} if version_2 else {"token": "abc"})
     loopback.rule = hide_mounts(passed_on(bao), status)
-    use(
+    use_vault(
         VAULT_ADDR=loopback.url,
         VAULT_TOKEN=reader(bao, full),
         MLFLOW_VAULT_SECRET_PATH=f"{mount}/{path}",
@@ -81,24 +81,24 @@ def test_without_the_preflight_version_2_is_tried_then_1_and_remembered(
 
 
 @pytest.mark.parametrize("version", ["auto", "2"])
-def test_an_explicit_data_path_on_a_nested_mount_needs_no_preflight(bao, use, path, loopback, version) -> None:
+def test_an_explicit_data_path_on_a_nested_mount_needs_no_preflight(bao, use_vault, path, loopback, version) -> None:
     mount = f"nested/deep/kv-{uuid.uuid4().hex}"
     bao.api("POST", f"sys/mounts/{mount}", {"type": "kv", "options": {"version": "2"}})
     bao.api("POST", f"{mount}/data/{path}", {"data": {"token": "abc"}})
     loopback.rule = hide_mounts(passed_on(bao))
-    use(VAULT_ADDR=loopback.url, MLFLOW_VAULT_SECRET_PATH=f"{mount}/data/{path}", MLFLOW_VAULT_KV_VERSION=version)
+    use_vault(VAULT_ADDR=loopback.url, MLFLOW_VAULT_SECRET_PATH=f"{mount}/data/{path}", MLFLOW_VAULT_KV_VERSION=version)
     assert headers_for(URL) == ABC
     assert [r.path for r in loopback.requests][1:] == [f"/v1/{mount}/data/{path}"]
 
 
 @pytest.mark.parametrize("mount", ["1", "2"], indirect=True)
-def test_mount_and_version_in_the_settings_need_one_request_and_one_right(bao, use, path, loopback, mount) -> None:
+def test_mount_and_version_in_the_settings_need_one_request(bao, use_vault, path, loopback, mount) -> None:
     version = mount[2]
     full = f"{mount}/data/{path}" if version == "2" else f"{mount}/{path}"
     bao.api("POST", full, {"data": {"token": "abc"}} if version == "2" else {"token": "abc"})
     loopback.rule = passed_on(bao)
     for secret_path in (f"{mount}/{path}", path):
-        use(
+        use_vault(
             VAULT_ADDR=loopback.url,
             VAULT_TOKEN=reader(bao, full),
             MLFLOW_VAULT_SECRET_PATH=secret_path,
@@ -110,11 +110,11 @@ def test_mount_and_version_in_the_settings_need_one_request_and_one_right(bao, u
         assert [r.path for r in loopback.requests] == [f"/v1/{full}"]
 
 
-def test_a_mount_that_was_upgraded_is_found_again_in_the_same_fetch(bao, use, path) -> None:
+def test_a_mount_that_was_upgraded_is_found_again_in_the_same_fetch(bao, use_vault, path) -> None:
     name = f"upgraded-{uuid.uuid4().hex}"
     bao.api("POST", f"sys/mounts/{name}", {"type": "kv", "options": {"version": "1"}})
     bao.api("POST", f"{name}/{path}", {"token": "abc"})
-    use(MLFLOW_VAULT_SECRET_PATH=f"{name}/{path}")
+    use_vault(MLFLOW_VAULT_SECRET_PATH=f"{name}/{path}")
     assert headers_for(URL) == ABC
     bao.api("DELETE", f"sys/mounts/{name}")
     bao.api("POST", f"sys/mounts/{name}", {"type": "kv", "options": {"version": "2"}})
@@ -136,92 +136,92 @@ def test_a_mount_that_was_upgraded_is_found_again_in_the_same_fetch(bao, use, pa
         ("with space/ünï", "secret/with space/ünï"),
     ],
 )
-def test_paths_that_contain_data_or_odd_letters(bao, use, stored, asked) -> None:
+def test_paths_that_contain_data_or_odd_letters(bao, use_vault, stored, asked) -> None:
     bao.put_secret(quote(stored), token="abc")
-    use(MLFLOW_VAULT_SECRET_PATH=asked)
+    use_vault(MLFLOW_VAULT_SECRET_PATH=asked)
     assert headers_for(URL) == ABC
 
 
-def test_a_mount_named_data(bao, use, path) -> None:
+def test_a_mount_named_data(bao, use_vault, path) -> None:
     if "data/" not in bao.api("GET", "sys/mounts")["data"]:
         bao.api("POST", "sys/mounts/data", {"type": "kv", "options": {"version": "2"}})
     bao.api("POST", f"data/data/{path}", {"data": {"token": "abc"}})
-    use(MLFLOW_VAULT_SECRET_PATH=f"data/{path}")
+    use_vault(MLFLOW_VAULT_SECRET_PATH=f"data/{path}")
     assert headers_for(URL) == ABC
 
 
 @pytest.mark.parametrize("bad", ["secret", "secret/../x", "secret//x", "secret/./x", "secret/x?version=1", "secret/#"])
-def test_a_path_that_could_be_read_as_another(use, bad) -> None:
-    use(MLFLOW_VAULT_SECRET_PATH=bad)
+def test_a_path_that_could_be_read_as_another(use_vault, bad) -> None:
+    use_vault(MLFLOW_VAULT_SECRET_PATH=bad)
     error = failure()
     assert error.code == "config.invalid_value"
     assert "MLFLOW_VAULT_SECRET_PATH" in error.message
 
 
-def test_not_found_names_the_path_of_each_version(bao, use, path, loopback) -> None:
+def test_not_found_names_the_path_of_each_version(bao, use_vault, path, loopback) -> None:
     loopback.rule = hide_mounts(passed_on(bao))
-    use(VAULT_ADDR=loopback.url)
+    use_vault(VAULT_ADDR=loopback.url)
     error = failure()
     assert error.code == "vault.not_found"
     assert f"secret/data/{path} or secret/{path}" in error.message
 
 
-def test_a_denied_guess_hints_at_policy_and_mount(bao, use) -> None:
-    use(VAULT_TOKEN=limited_token(bao, read_policy("other")), MLFLOW_VAULT_SECRET_PATH="mlflow/auth")
+def test_a_denied_guess_hints_at_policy_and_mount(bao, use_vault) -> None:
+    use_vault(VAULT_TOKEN=limited_token(bao, read_policy("other")), MLFLOW_VAULT_SECRET_PATH="mlflow/auth")
     error = failure()
     assert error.code == "vault.permission_denied"
     assert "`read` on mlflow/data/auth" in error.hint
     assert "if no engine is mounted at mlflow/" in error.hint
 
 
-def test_the_mount_in_the_settings_does_not_exist(use, path) -> None:
+def test_the_mount_in_the_settings_does_not_exist(use_vault, path) -> None:
     for version in ("2", "1"):
-        use(MLFLOW_VAULT_KV_MOUNT="no-such-mount", MLFLOW_VAULT_SECRET_PATH=path, MLFLOW_VAULT_KV_VERSION=version)
+        use_vault(MLFLOW_VAULT_KV_MOUNT="no-such-mount", MLFLOW_VAULT_SECRET_PATH=path, MLFLOW_VAULT_KV_VERSION=version)
         error = failure()
         assert error.code == "vault.wrong_mount"
         assert "no-such-mount/" in error.message
         assert "MLFLOW_VAULT_KV_MOUNT" in error.hint
 
 
-def test_the_mount_in_the_settings_is_not_where_the_engine_is(bao, use, path) -> None:
+def test_the_mount_in_the_settings_is_not_where_the_engine_is(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
-    use(MLFLOW_VAULT_KV_MOUNT="secret/mlflow")
+    use_vault(MLFLOW_VAULT_KV_MOUNT="secret/mlflow")
     error = failure()
     assert error.code == "vault.wrong_mount"
     assert "secret/mlflow/" in error.message
 
 
 @pytest.mark.parametrize("fields", [{}, {"token": ""}])
-def test_an_empty_secret(bao, use, path, fields) -> None:
+def test_an_empty_secret(bao, use_vault, path, fields) -> None:
     bao.put_secret(path, **fields)
-    use()
+    use_vault()
     assert failure().code == "secret.empty"
 
 
 # Versions
 
 
-def test_a_pinned_version(bao, use, path) -> None:
+def test_a_pinned_version(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     bao.put_secret(path, token="newer")
-    use(MLFLOW_VAULT_SECRET_VERSION="1")
+    use_vault(MLFLOW_VAULT_SECRET_VERSION="1")
     assert headers_for(URL) == ABC
-    use(MLFLOW_VAULT_SECRET_VERSION="3")
+    use_vault(MLFLOW_VAULT_SECRET_VERSION="3")
     error = failure()
     assert error.code == "vault.not_found"
     assert "version 3" in error.message
 
 
-def test_deleted_and_destroyed_versions(bao, use, path) -> None:
+def test_deleted_and_destroyed_versions(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc")
     bao.put_secret(path, token="newer")
     bao.api("DELETE", f"secret/data/{path}")
-    use()
+    use_vault()
     error = failure()
     assert error.code == "vault.secret_deleted"
     assert f"version 2 of secret/data/{path}" in error.message
     assert "undelete" in error.hint
-    use(MLFLOW_VAULT_SECRET_VERSION="1")
+    use_vault(MLFLOW_VAULT_SECRET_VERSION="1")
     assert headers_for(URL) == ABC
     bao.api("POST", f"secret/destroy/{path}", {"versions": [1]})
     with pytest.raises(Exception, match=r"vault\.secret_destroyed: version 1 of"):
@@ -229,54 +229,54 @@ def test_deleted_and_destroyed_versions(bao, use, path) -> None:
 
 
 @pytest.mark.parametrize("mount", ["1"], indirect=True)
-def test_a_version_on_an_engine_without_versions(bao, use, path, mount, loopback) -> None:
+def test_a_version_on_an_engine_without_versions(bao, use_vault, path, mount, loopback) -> None:
     bao.api("POST", f"{mount}/{path}", {"token": "abc"})
-    use(MLFLOW_VAULT_SECRET_PATH=f"{mount}/{path}", MLFLOW_VAULT_SECRET_VERSION="1")
+    use_vault(MLFLOW_VAULT_SECRET_PATH=f"{mount}/{path}", MLFLOW_VAULT_SECRET_VERSION="1")
     error = failure()
     assert error.code == "config.invalid_value"
     assert "MLFLOW_VAULT_SECRET_VERSION" in error.message
-    use(MLFLOW_VAULT_SECRET_PATH=f"{mount}/{path}", MLFLOW_VAULT_KV_VERSION="1")
+    use_vault(MLFLOW_VAULT_SECRET_PATH=f"{mount}/{path}", MLFLOW_VAULT_KV_VERSION="1")
     assert failure().code == "config.invalid_value"
     # Version 1 ignores the question for a version, where nobody told us that it is version 1.
     loopback.rule = hide_mounts(passed_on(bao))
-    use(VAULT_ADDR=loopback.url, MLFLOW_VAULT_SECRET_PATH=f"{mount}/{path}", MLFLOW_VAULT_KV_VERSION=None)
+    use_vault(VAULT_ADDR=loopback.url, MLFLOW_VAULT_SECRET_PATH=f"{mount}/{path}", MLFLOW_VAULT_KV_VERSION=None)
     error = failure()
     assert error.code == "config.invalid_value"
     assert f"{mount}/{path} is not on a KV version 2 engine" in error.message
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "latest", "1.5"])
-def test_a_version_that_is_none(use, value) -> None:
-    use(MLFLOW_VAULT_SECRET_VERSION=value)
+def test_a_version_that_is_none(use_vault, value) -> None:
+    use_vault(MLFLOW_VAULT_SECRET_VERSION=value)
     assert failure().code == "config.invalid_value"
 
 
 # Engines that are not KV
 
 
-def test_the_ttl_field_of_version_1_shortens_ours(bao, use, path) -> None:
+def test_the_ttl_field_of_version_1_shortens_ours(bao, use_vault, path) -> None:
     name = f"leased-{uuid.uuid4().hex}"
     bao.api("POST", f"sys/mounts/{name}", {"type": "kv", "options": {"version": "1"}})
     bao.api("POST", f"{name}/{path}", {"token": "abc", "ttl": "100s"})
-    use(MLFLOW_VAULT_SECRET_PATH=f"{name}/{path}")
+    use_vault(MLFLOW_VAULT_SECRET_PATH=f"{name}/{path}")
     assert headers_for(URL) == ABC
     assert 80 <= cache_info().entries[0].expires_in <= 90
 
 
-def test_a_ttl_field_of_version_2_is_only_data(bao, use, path) -> None:
+def test_a_ttl_field_of_version_2_is_only_data(bao, use_vault, path) -> None:
     bao.put_secret(path, token="abc", ttl=5)
-    use()
+    use_vault()
     assert headers_for(URL) == ABC
     assert cache_info().entries[0].expires_in > 200
 
 
-def test_an_identity_token_for_mlflow(bao, use) -> None:
+def test_an_identity_token_for_mlflow(bao, use_vault) -> None:
     key = f"key-{uuid.uuid4().hex}"
     bao.api("POST", f"identity/oidc/key/{key}", {"allowed_client_ids": ["*"], "algorithm": "RS256"})
     bao.api("POST", f"identity/oidc/role/{key}", {"key": key, "ttl": "100s", "client_id": "mlflow"})
     # An identity token is for an entity: a token from a login method has one.
     role = enable_approle(bao, "approle", f'path "identity/oidc/token/{key}" {{ capabilities = ["read"] }}')
-    use(VAULT_TOKEN=None, **role, MLFLOW_VAULT_SECRET_PATH=f"identity/oidc/token/{key}")
+    use_vault(VAULT_TOKEN=None, **role, MLFLOW_VAULT_SECRET_PATH=f"identity/oidc/token/{key}")
     scheme, token = headers_for(URL)["Authorization"].split()
     assert scheme == "Bearer"
     claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
@@ -284,12 +284,12 @@ def test_an_identity_token_for_mlflow(bao, use) -> None:
     assert 70 <= cache_info().entries[0].expires_in <= 90
 
 
-def test_an_engine_that_rejects_the_request(bao, use) -> None:
+def test_an_engine_that_rejects_the_request(bao, use_vault) -> None:
     key = f"key-{uuid.uuid4().hex}"
     bao.api("POST", f"identity/oidc/key/{key}", {"allowed_client_ids": ["*"]})
     bao.api("POST", f"identity/oidc/role/{key}", {"key": key})
     # The root token has no entity.
-    use(MLFLOW_VAULT_SECRET_PATH=f"identity/oidc/token/{key}")
+    use_vault(MLFLOW_VAULT_SECRET_PATH=f"identity/oidc/token/{key}")
     error = failure()
     assert error.code == "vault.rejected"
     assert "vault read" in error.hint
@@ -316,8 +316,8 @@ def database(bao: OpenBao) -> Iterator[str]:
         bao.api("DELETE", f"sys/mounts/{name}")
 
 
-def test_a_database_user_is_leased(bao, use, database) -> None:
-    use(
+def test_a_database_user_is_leased(bao, use_vault, database) -> None:
+    use_vault(
         VAULT_TOKEN=limited_token(bao, f'path "{database}" {{ capabilities = ["read"] }}'),
         MLFLOW_VAULT_SECRET_PATH=database,
         MLFLOW_VAULT_AUTH_MODE="basic",
@@ -330,9 +330,9 @@ def test_a_database_user_is_leased(bao, use, database) -> None:
     assert 80 <= cache_info().entries[0].expires_in <= 90
 
 
-def test_a_lease_ends_with_the_login_that_it_was_made_with(bao, use, database) -> None:
+def test_a_lease_ends_with_the_login_that_it_was_made_with(bao, use_vault, database) -> None:
     rules = f'path "{database}" {{ capabilities = ["read"] }}'
     role = enable_approle(bao, "approle", rules, token_ttl="40s", token_max_ttl="40s")
-    use(VAULT_TOKEN=None, **role, MLFLOW_VAULT_SECRET_PATH=database, MLFLOW_VAULT_AUTH_MODE="basic")
+    use_vault(VAULT_TOKEN=None, **role, MLFLOW_VAULT_SECRET_PATH=database, MLFLOW_VAULT_AUTH_MODE="basic")
     headers_for(URL)
     assert 25 <= cache_info().entries[0].expires_in <= 37
