@@ -26,7 +26,7 @@ fn environment(changes: &[(&str, &str)]) -> Environment {
 fn settings(changes: &[(&str, &str)]) -> (AwsSettings, Vec<String>) {
     let settings = Settings::read(&environment(changes)).expect("a test's settings are valid");
     match settings.fetch.providers.into_iter().next() {
-        Some(ProviderSettings::Aws(aws)) => (aws, settings.notices),
+        Some(ProviderSettings::Aws(aws)) => (*aws, settings.notices),
         other => panic!("not the AWS provider: {other:?}"),
     }
 }

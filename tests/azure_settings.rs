@@ -16,7 +16,7 @@ fn everything(more: &[(&str, &str)]) -> Result<Settings, Error> {
 fn settings(more: &[(&str, &str)]) -> AzureSettings {
     match everything(more).map(|settings| settings.fetch.providers) {
         Ok(providers) => match providers.into_iter().next() {
-            Some(ProviderSettings::Azure(settings)) => settings,
+            Some(ProviderSettings::Azure(settings)) => *settings,
             _ => panic!("another provider"),
         },
         Err(error) => panic!("{error}"),

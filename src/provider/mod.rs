@@ -71,10 +71,10 @@ pub enum ProviderSettings {
     Vault(Box<vault::VaultSettings>),
     /// AWS Secrets Manager.
     #[cfg(feature = "aws")]
-    Aws(aws::AwsSettings),
+    Aws(Box<aws::AwsSettings>),
     /// Azure Key Vault.
     #[cfg(feature = "azure")]
-    Azure(azure::AzureSettings),
+    Azure(Box<azure::AzureSettings>),
 }
 
 impl ProviderSettings {
@@ -85,13 +85,11 @@ impl ProviderSettings {
     pub fn read(kind: ProviderKind, reader: &mut Reader<'_>) -> Result<Option<Self>> {
         match kind {
             #[cfg(feature = "vault")]
-            ProviderKind::Vault => {
-                Ok(vault::VaultSettings::read(reader)?.map(|settings| Self::Vault(Box::new(settings))))
-            }
+            ProviderKind::Vault => Ok(vault::VaultSettings::read(reader)?.map(Box::new).map(Self::Vault)),
             #[cfg(feature = "aws")]
-            ProviderKind::AwsSecretsManager => Ok(aws::AwsSettings::read(reader)?.map(Self::Aws)),
+            ProviderKind::AwsSecretsManager => Ok(aws::AwsSettings::read(reader)?.map(Box::new).map(Self::Aws)),
             #[cfg(feature = "azure")]
-            ProviderKind::AzureKeyVault => Ok(azure::AzureSettings::read(reader)?.map(Self::Azure)),
+            ProviderKind::AzureKeyVault => Ok(azure::AzureSettings::read(reader)?.map(Box::new).map(Self::Azure)),
             // Reached in builds that leave a provider out.
             #[allow(unreachable_patterns)]
             _ => Err(Error::new(
@@ -142,13 +140,11 @@ impl ProviderSettings {
     pub fn provider(&self, roots: &TrustRoots) -> Box<dyn Provider> {
         match self {
             #[cfg(feature = "vault")]
-            Self::Vault(settings) => {
-                Box::new(vault::VaultProvider::new(vault::VaultSettings::clone(settings), roots.clone()))
-            }
+            Self::Vault(settings) => Box::new(vault::VaultProvider::new((**settings).clone(), roots.clone())),
             #[cfg(feature = "aws")]
-            Self::Aws(settings) => Box::new(aws::AwsProvider::new(settings.clone(), roots.clone())),
+            Self::Aws(settings) => Box::new(aws::AwsProvider::new((**settings).clone(), roots.clone())),
             #[cfg(feature = "azure")]
-            Self::Azure(settings) => Box::new(azure::AzureProvider::new(settings.clone(), roots.clone())),
+            Self::Azure(settings) => Box::new(azure::AzureProvider::new((**settings).clone(), roots.clone())),
         }
     }
 }
