@@ -70,7 +70,7 @@ docs-tables: build
 
 lint: build
 	cargo fmt --check
-	cargo clippy --all-targets --quiet -- -D warnings
+	cargo clippy --all-targets --quiet --features python -- -D warnings
 	$(BIN)/python -m pip install --quiet ruff mypy types-requests
 	$(BIN)/ruff check python tests_py demo tools
 	$(BIN)/mypy --strict python/mlflow_secrets_auth

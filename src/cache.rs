@@ -1,35 +1,29 @@
 //! One credential per configuration: TTL, one flight at a time, renewal ahead, bounded stale use, rejections.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 
 use crate::chain::{ChainFailure, Fetched, Lifetime, ProviderChain};
 use crate::clock::Clock;
-use crate::error::{Error, ErrorCode, Outlook, Result};
+use crate::denials::Denials;
+use crate::error::{ErrorCode, Outlook, Result};
+use crate::flight::{Leader, Runway, Seat};
 use crate::header::AuthHeaders;
 use crate::origin::Origin;
 use crate::provider::ProviderKind;
 use crate::retry::Budget;
-use crate::runtime::{
-    Driver, INTERRUPT_SLICE, Interrupt, Local, ProcessLocal, UNINTERRUPTED, inside_fetch, interrupted,
-};
+use crate::runtime::{Driver, Interrupt, UNINTERRUPTED};
 
 /// With a usable credential in hand, a fetch that fails must not hold requests up for longer than this.
 const BUDGET_WITH_STALE: Duration = Duration::from_secs(2);
 /// When the backend is read again in the same flight after a 401, counted from the flight's first read.
 const READ_AGAIN_AFTER_401: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
-/// A credential that the backend still returns after a 401 is read again after this long, then twice as long, up to a minute.
-const FIRST_REST: Duration = Duration::from_secs(5);
-const LAST_REST: Duration = Duration::from_secs(60);
 /// A credential that seems to have expired already (a clock is wrong) is used this long before it is read again.
 const LEAST_LIFETIME: Duration = Duration::from_secs(1);
-/// How many origins' denials are remembered.
-const MAX_DENIALS: usize = 64;
 
 const SILENT: u8 = 0;
 const WARNED: u8 = 1;
@@ -182,35 +176,17 @@ pub struct FetchLimits {
 /// Reading it takes no lock. Values and rejections survive a fork; the flight and everything below it do not.
 pub struct CredentialCache {
     value: ArcSwapOption<Cached>,
-    denials: ArcSwap<Denials>,
+    denials: Denials,
     /// How much of the failures since the last success was logged: [`SILENT`], [`WARNED`] or [`ERROR_SHOWN`].
     episode: AtomicU8,
     /// The backend has answered that the credential at hand is no more: it is not used past its TTL.
     disowned: AtomicBool,
-    flight: ProcessLocal<Flight>,
+    runway: Runway,
     counters: Counters,
     chain: ProviderChain,
     driver: Driver,
     limits: FetchLimits,
     clock: Arc<dyn Clock>,
-}
-
-/// Who denied which credential.
-#[derive(Clone, Default)]
-struct Denials {
-    /// The newest generation that a 401 rejected: never used as a stale one.
-    rejected: u64,
-    by_origin: HashMap<Origin, Denial>,
-}
-
-/// An origin denied a credential that is as new as the backend's: until `read_again_at` there is no use in reading.
-#[derive(Clone)]
-struct Denial {
-    generation: u64,
-    read_again_at: Duration,
-    rest: Duration,
-    /// A 403: whoever it is may not do this, and will not because we ask again.
-    forbidden: bool,
 }
 
 /// What a server said about a credential.
@@ -220,56 +196,6 @@ struct Denied<'a> {
     status: u16,
 }
 
-/// A place for one leader and any number of followers.
-#[derive(Default)]
-struct Flight {
-    state: Mutex<FlightState>,
-    landed: Condvar,
-}
-
-#[derive(Default)]
-struct FlightState {
-    flying: bool,
-    landings: u64,
-    /// What the last flight brought; `None` where its leader gave up.
-    outcome: Option<Result<Arc<Cached>>>,
-}
-
-/// The right to fetch. Dropped without [`land`](Leader::land), it lets a follower take over.
-struct Leader {
-    flight: Local<Flight>,
-    outcome: Option<Result<Arc<Cached>>>,
-}
-
-impl Leader {
-    fn of(flight: Local<Flight>) -> Self {
-        Self { flight, outcome: None }
-    }
-
-    fn land(mut self, outcome: &Result<Arc<Cached>>) {
-        self.outcome = Some(outcome.clone());
-    }
-}
-
-impl Drop for Leader {
-    fn drop(&mut self) {
-        if self.flight.is_inherited() {
-            return;
-        }
-        let mut state = self.flight.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.flying = false;
-        state.landings += 1;
-        state.outcome = self.outcome.take();
-        self.flight.landed.notify_all();
-    }
-}
-
-/// How somebody came by a flight.
-enum Seat {
-    Leader(Leader),
-    Follower(Result<Arc<Cached>>),
-}
-
 impl CredentialCache {
     /// A cache in front of `chain`.
     pub fn new(chain: ProviderChain, limits: FetchLimits, clock: Arc<dyn Clock>) -> Arc<Self> {
@@ -277,10 +203,10 @@ impl CredentialCache {
         LazyLock::force(&FINGERPRINT_KEY);
         Arc::new(Self {
             value: ArcSwapOption::empty(),
-            denials: ArcSwap::default(),
+            denials: Denials::default(),
             episode: AtomicU8::new(SILENT),
             disowned: AtomicBool::new(false),
-            flight: ProcessLocal::new(Flight::default),
+            runway: Runway::default(),
             counters: Counters::new(),
             chain,
             driver: Driver::default(),
@@ -354,8 +280,7 @@ impl CredentialCache {
         interrupt: Interrupt<'_>,
     ) -> Result<Option<Arc<Cached>>> {
         if status == 401 {
-            self.denials
-                .rcu(|denials| Denials { rejected: denials.rejected.max(generation), ..Denials::clone(denials) });
+            self.denials.reject(generation);
         }
         let deadline = self.deadline();
         loop {
@@ -379,30 +304,13 @@ impl CredentialCache {
     /// Says that `origin` denied `generation` although it was fetched a moment ago: until it changes by itself, it is
     /// not read again on behalf of this origin for a while.
     pub fn denied_when_new(&self, origin: &Origin, generation: u64, status: u16) {
-        let now = self.clock.now();
-        self.denials.rcu(|denials| {
-            let mut denials = Denials::clone(denials);
-            if status == 401 {
-                denials.rejected = denials.rejected.max(generation);
-            }
-            // Where every read mints a new secret, each generation is denied once; that is one story, too, as long as
-            // the denials follow one another.
-            let goes_on = |before: &&Denial| before.generation == generation || now < before.read_again_at + LAST_REST;
-            let before = denials.by_origin.get(origin).filter(goes_on);
-            let rest = before.map_or(FIRST_REST, |before| (before.rest * 2).min(LAST_REST));
-            let denial = Denial { generation, read_again_at: now + rest, rest, forbidden: status != 401 };
-            if denials.by_origin.len() >= MAX_DENIALS && !denials.by_origin.contains_key(origin) {
-                denials.by_origin.clear();
-            }
-            denials.by_origin.insert(origin.clone(), denial);
-            denials
-        });
+        self.denials.note(origin, generation, status, self.clock.now());
     }
 
     /// Forgets credential, rejections and failures. A flight that is under way still lands.
     pub fn clear(&self) {
         self.value.store(None);
-        self.denials.store(Arc::default());
+        self.denials.clear();
         self.episode.store(SILENT, Ordering::Relaxed);
         self.chain.forget_failures();
     }
@@ -427,42 +335,8 @@ impl CredentialCache {
         self.clock.now() + self.limits.timeout
     }
 
-    /// Waits for the flight that is under way, or gives the right to make one.
     fn board(&self, interrupt: Interrupt<'_>, deadline: Duration) -> Result<Seat> {
-        if inside_fetch() {
-            return Err(interrupted());
-        }
-        'boarding: loop {
-            let flight = self.flight.get();
-            let mut state = flight.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if !state.flying {
-                state.flying = true;
-                drop(state);
-                return Ok(Seat::Leader(Leader::of(flight)));
-            }
-            let before = state.landings;
-            while state.landings == before {
-                // The lock is given back while we ask: whoever answers may need the interpreter.
-                let waited = flight.landed.wait_timeout(state, INTERRUPT_SLICE).unwrap_or_else(PoisonError::into_inner);
-                state = waited.0;
-                if waited.1.timed_out() && state.landings == before {
-                    drop(state);
-                    if interrupt() {
-                        return Err(interrupted());
-                    }
-                    if flight.is_inherited() {
-                        continue 'boarding;
-                    }
-                    if self.clock.now() >= deadline {
-                        return Err(waited_too_long(self.limits.timeout));
-                    }
-                    state = flight.state.lock().unwrap_or_else(PoisonError::into_inner);
-                }
-            }
-            if let Some(outcome) = state.outcome.clone() {
-                return Ok(Seat::Follower(outcome));
-            }
-        }
+        self.runway.board(&*self.clock, deadline, interrupt)
     }
 
     /// Fetches as the leader of a flight, and lands it.
@@ -565,22 +439,14 @@ impl CredentialCache {
         !held.uncached
             && now < held.fresh_until + self.limits.stale_if_error
             && !self.disowned.load(Ordering::Relaxed)
-            && self.denials.load().rejected < held.generation
+            && !self.denials.is_rejected(held.generation)
     }
 
     fn renew_ahead(self: &Arc<Self>, now: Duration) {
         if now < self.chain.next_attempt() {
             return;
         }
-        let flight = self.flight.get();
-        {
-            let Ok(mut state) = flight.state.try_lock() else { return };
-            if state.flying {
-                return;
-            }
-            state.flying = true;
-        }
-        let leader = Leader::of(flight);
+        let Some(leader) = self.runway.board_if_free() else { return };
         let cache = Arc::clone(self);
         let renewal = move || {
             // Failures are remembered and logged; the credential at hand is good until its TTL ends.
@@ -595,12 +461,9 @@ impl CredentialCache {
     }
 
     fn may_read_again(&self, origin: &Origin, generation: u64) -> bool {
-        let denials = self.denials.load();
-        let denial = denials.by_origin.get(origin).filter(|denial| denial.generation == generation);
         let now = self.clock.now();
-        let Some(denial) = denial else { return true };
-        let is_newest = || self.value.load().as_ref().is_some_and(|cached| cached.is_fresh(now));
-        now >= denial.read_again_at && !(denial.forbidden && is_newest())
+        let fresh = self.value.load().as_ref().is_some_and(|cached| cached.is_fresh(now));
+        self.denials.may_read_again(origin, generation, now, fresh)
     }
 
     fn read_after_denial(
@@ -614,7 +477,7 @@ impl CredentialCache {
             leader.land(&Ok(Arc::clone(&newer)));
             return Ok(Some(newer));
         }
-        let first_time = self.denials.load().by_origin.get(origin).is_none_or(|d| d.generation != generation);
+        let first_time = !self.denials.is_noted(origin, generation);
         let repeats: &[Duration] = if status == 401 && first_time { &READ_AGAIN_AFTER_401 } else { &[] };
         let denied = self.value.load_full().map(|cached| cached.headers.clone());
         let fetch = self.fetch_until_changed(denied.as_ref(), repeats, deadline);
@@ -650,13 +513,4 @@ impl CredentialCache {
             self.clock.sleep(next.saturating_sub(self.clock.now())).await;
         }
     }
-}
-
-fn waited_too_long(timeout: Duration) -> Error {
-    Error::new(
-        ErrorCode::FetchTimeout,
-        format!("other threads' fetches gave no credential within {:.1} s", timeout.as_secs_f64()),
-        "check that this machine reaches the backend, or raise MLFLOW_SECRETS_TIMEOUT_SEC",
-    )
-    .with_outlook(Outlook::Unreachable)
 }
