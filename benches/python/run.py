@@ -138,7 +138,12 @@ def measure(folder: Path) -> Report:
 
         ours, theirs = in_turn("cold", vault)
         a, b = median(ours["cold_ms"]), median(theirs["cold_ms"])
-        report.add("cold credential, OpenBao", "ms", a, b, "2 times", b / a >= 2)
+        report.add("cold credential, OpenBao (asks for the mount first)", "ms", a, b, "2 times", b / a >= 2)
+
+        told = {"MLFLOW_VAULT_KV_MOUNT": "secret", "MLFLOW_VAULT_KV_VERSION": "2"}
+        ours, theirs = in_turn("cold", {**vault, **told})
+        a, b = median(ours["cold_ms"]), median(theirs["cold_ms"])
+        report.add("cold credential, OpenBao (mount and version set)", "ms", a, b, "2 times", b / a >= 2)
 
         if aws := moto_settings(moto):
             ours, theirs = in_turn("cold", aws)
@@ -173,7 +178,8 @@ def moto_settings(moto: Moto) -> dict[str, str] | None:
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_ENDPOINT_URL": moto.url,
-        "MLFLOW_AWS_SECRET_NAME": "bench/mlflow",
+        # The only name that 0.2.0 knows; for us it is an alias.
+        "MLFLOW_AWS_SECRET_ID": "bench/mlflow",
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
     }
     create = (
