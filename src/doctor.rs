@@ -244,25 +244,30 @@ pub fn examine_url(environment: &Environment, url: &str, own_urls: Vec<String>) 
         Ok(origin) => origin,
         Err(error) => return finding(Status::Fail, error.code().as_str(), error.message(), Some(error.hint())),
     };
-    let rule = match settings.access.allowlist.as_ref().map(|allowlist| allowlist.verdict(&origin)) {
-        Some(Verdict::Allowed { rule, .. }) => format!("matches {rule}"),
+    let verdict = settings.access.allowlist.as_ref().map(|allowlist| allowlist.verdict(&origin));
+    let (yes, no) = match &verdict {
+        Some(Verdict::Allowed { rule, .. }) => (format!("matches {rule}"), String::new()),
         Some(Verdict::NotAllowed { nearest }) => {
             let nearest = nearest.map(|pattern| format!("; the nearest is {pattern}")).unwrap_or_default();
-            format!("matches no pattern of MLFLOW_SECRETS_ALLOWED_HOSTS{nearest}")
+            (String::new(), format!("matches no pattern of MLFLOW_SECRETS_ALLOWED_HOSTS{nearest}"))
         }
-        None => "is compared with MLflow's tracking and registry servers".to_owned(),
+        None => {
+            let server = |text: &str| format!("{text} MLflow's tracking or registry server");
+            (server("is"), server("is not"))
+        }
     };
-    match Authorizer::new(settings).decide(&origin, &|| own_urls.clone()) {
-        Decision::Permitted => {
-            finding(Status::Pass, "allowlist.match", format!("{origin} may get the credential: it {rule}"), None)
-        }
+    let permitted =
+        finding(Status::Pass, "allowlist.match", format!("{origin} may get the credential: it {yes}"), None);
+    let not_allowed = finding(
+        Status::Fail,
+        "host.not_allowed",
+        format!("{origin} gets no credential: it {no}"),
+        Some("name the host in MLFLOW_SECRETS_ALLOWED_HOSTS, or let MLFLOW_TRACKING_URI point at it"),
+    );
+    match Authorizer::new(settings.clone()).decide(&origin, &|| own_urls.clone()) {
+        Decision::Permitted => permitted,
+        Decision::NotAllowed => not_allowed,
         Decision::Refused(error) => finding(Status::Fail, error.code().as_str(), error.message(), Some(error.hint())),
-        Decision::NotAllowed => finding(
-            Status::Fail,
-            "host.not_allowed",
-            format!("{origin} gets no credential: it {rule}"),
-            Some("name the host in MLFLOW_SECRETS_ALLOWED_HOSTS, or let MLFLOW_TRACKING_URI point at it"),
-        ),
     }
 }
 

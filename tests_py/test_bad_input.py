@@ -68,7 +68,8 @@ def test_all_errors_come_at_once(configure: Configure) -> None:
     )
     error = failure()
     assert error.code == "config.invalid"
-    for part in ("VAULT_ADDR", "MLFLOW_VAULT_TTL_SEC", "MLFLOW_SECRETS_ON_ERROR"):
+    # What is missing beside what is malformed, too.
+    for part in ("VAULT_ADDR", "MLFLOW_VAULT_TTL_SEC", "MLFLOW_SECRETS_ON_ERROR", "MLFLOW_VAULT_SECRET_PATH"):
         assert part in error.message
 
 

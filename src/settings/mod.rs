@@ -229,6 +229,17 @@ fn providers(reader: &mut Reader<'_>) -> Vec<ProviderSettings> {
     complete
 }
 
+/// The outcome for a provider with a malformed value, which `reader` has recorded: what it lacks besides is an error too,
+/// so that one run shows both. `required` is groups of variables of which one must be set.
+pub fn malformed<T>(
+    kind: ProviderKind,
+    required: &[&[&'static var::Variable]],
+    reader: &Reader<'_>,
+) -> Result<Option<T>> {
+    let lacking: Vec<_> = required.iter().filter(|group| !reader.is_any_set(group)).map(|group| group[0]).collect();
+    if lacking.is_empty() { Ok(None) } else { Err(missing(kind, &lacking, reader)) }
+}
+
 /// The error for a provider that lacks variables.
 pub fn missing(kind: ProviderKind, variables: &[&var::Variable], reader: &Reader<'_>) -> Error {
     let names: Vec<_> = variables.iter().map(|v| v.name).collect();

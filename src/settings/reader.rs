@@ -156,6 +156,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether one of these variables is set, well-formed or not.
+    pub fn is_any_set(&self, variables: &[&'static Variable]) -> bool {
+        variables.iter().any(|variable| self.environment.get(variable.name).is_some())
+    }
+
     /// Records that `value` is not accepted for `variable`.
     pub fn invalid(&mut self, variable: &'static Variable, value: &str, nearest: Option<&str>) {
         let shown = if variable.secret { "a value".to_owned() } else { format!("{:?}", shorten(value)) };

@@ -13,7 +13,7 @@ use crate::origin::{Origin, Scheme, redacted};
 use crate::provider::ProviderKind;
 use crate::secret::SecretString;
 use crate::settings::variables::{self as var, Variable};
-use crate::settings::{Reader, missing};
+use crate::settings::{Reader, malformed, missing};
 
 /// What the AWS provider needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -214,7 +214,8 @@ impl AwsSettings {
         let service = ServiceSettings::read(reader);
         let agent = agent(reader);
         if reader.errors().len() > had_errors {
-            return Ok(None);
+            let required: [&[_]; 1] = [&[&var::MLFLOW_AWS_SECRET_NAME, &var::MLFLOW_AWS_SECRET_ID]];
+            return malformed(ProviderKind::AwsSecretsManager, &required, reader);
         }
         let named_region = service.region.is_some() || secret.as_ref().is_some_and(|secret| secret.region.is_some());
         let region_possible = agent.is_some() || named_region || profile_files_exist(&service.identity.profile_files);

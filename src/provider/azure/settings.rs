@@ -11,7 +11,7 @@ use crate::origin::{Origin, Scheme, redacted};
 use crate::provider::ProviderKind;
 use crate::secret::SecretString;
 use crate::settings::variables::{self as var, Variable};
-use crate::settings::{Reader, missing};
+use crate::settings::{Reader, malformed, missing};
 
 /// What the Azure Key Vault provider needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -198,7 +198,9 @@ impl AzureSettings {
         let federated_token_file = reader.text(&var::AZURE_FEDERATED_TOKEN_FILE).map(PathBuf::from);
         let machine = machine(reader);
         if reader.errors().len() > had_errors {
-            return Ok(None);
+            let vault: &[_] =
+                &[&var::MLFLOW_AZURE_KEY_VAULT_URL, &var::AZURE_KEY_VAULT_URL, &var::AZURE_KEY_VAULT_NAME];
+            return malformed(ProviderKind::AzureKeyVault, &[vault, &[&var::MLFLOW_AZURE_SECRET_NAME]], reader);
         }
         let (Some(vault), Some(secret_name)) = (vault.clone(), secret_name.clone()) else {
             let mut lacking = Vec::new();

@@ -14,7 +14,7 @@ use crate::origin::{Origin, Scheme, redacted};
 use crate::provider::ProviderKind;
 use crate::secret::SecretString;
 use crate::settings::variables::{self as var, Variable};
-use crate::settings::{Reader, missing};
+use crate::settings::{Reader, malformed, missing};
 
 /// What the Vault provider needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,7 +115,8 @@ impl VaultSettings {
         let request_timeout = client_timeout(reader);
         let choice = logins.choose();
         if reader.errors().len() > had_errors {
-            return Ok(None);
+            let required: [&[_]; 2] = [&[&var::VAULT_ADDR, &var::VAULT_AGENT_ADDR], &[&var::MLFLOW_VAULT_SECRET_PATH]];
+            return malformed(ProviderKind::Vault, &required, reader);
         }
         let in_agent_mode = matches!(&choice, Ok(LoginChoice { login: Login::Agent, .. }));
         let server = if in_agent_mode { agent } else { address.or(agent) };
