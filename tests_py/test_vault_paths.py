@@ -57,6 +57,16 @@ def test_the_mount_is_asked_for_once(bao, use_vault, path, loopback) -> None:
     assert [r.path for r in loopback.requests] == [f"/v1/sys/internal/ui/mounts/secret/{path}", read, read, read]
 
 
+def test_other_settings_for_the_same_secret_do_not_ask_again(bao, use_vault, path, loopback) -> None:
+    bao.put_secret(path, token="abc")
+    loopback.rule = passed_on(bao)
+    for ttl in ("100", "200", "300"):
+        use_vault(VAULT_ADDR=loopback.url, MLFLOW_VAULT_TTL_SEC=ttl)
+        assert headers_for(URL) == ABC
+    read = f"/v1/secret/data/{path}"
+    assert [r.path for r in loopback.requests] == [f"/v1/sys/internal/ui/mounts/secret/{path}", read, read, read]
+
+
 @pytest.mark.parametrize("status", [403, 404, 405])
 @pytest.mark.parametrize("mount", ["1", "2"], indirect=True)
 def test_without_the_preflight_version_2_is_tried_then_1_and_remembered(

@@ -27,7 +27,7 @@ use self::answer::{Envelope, VaultFailure, seconds, wipe};
 use self::client::{Scope, VaultClient};
 use self::endpoints::{FindMount, ReadPath, ReadVersion};
 use self::identity::Identity;
-use self::place::{Known, Layout, Place, paths};
+use self::place::{FoundPlace, Known, Layout, Place, found_place, paths};
 pub use self::settings::{ClientCertificate, KvVersion, Login, SecretId, Server, TlsSettings, VaultSettings};
 use super::{Provider, ProviderKind, SecretPayload};
 use crate::clock::Clock;
@@ -43,8 +43,8 @@ pub struct VaultProvider {
     roots: TrustRoots,
     identity: Identity,
     client: ProcessLocal<ArcSwapOption<VaultClient>>,
-    /// Where the secret was found last.
-    place: ArcSwapOption<Place>,
+    /// Where the secret was found last, by any provider of this process that looks for the same.
+    place: FoundPlace,
 }
 
 impl VaultProvider {
@@ -52,7 +52,8 @@ impl VaultProvider {
     pub fn new(settings: VaultSettings, roots: TrustRoots) -> Self {
         let identity = Identity::new(&settings);
         let client = ProcessLocal::new(ArcSwapOption::empty);
-        Self { settings, roots, identity, client, place: ArcSwapOption::empty() }
+        let place = found_place(&settings);
+        Self { settings, roots, identity, client, place }
     }
 
     async fn fetch(&self, clock: &dyn Clock) -> Result<SecretPayload> {

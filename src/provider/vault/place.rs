@@ -1,9 +1,53 @@
 //! Where a secret is: which mount, which version of the KV engine, which path of the API.
 
+use std::sync::{Arc, LazyLock};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
 use serde_json::Value;
 
 use super::endpoints::MountInfo;
-use super::settings::{KvVersion, VaultSettings};
+use super::settings::{KvVersion, Server, VaultSettings};
+
+/// How many places are remembered.
+const MAX_PLACES: usize = 64;
+
+/// Where a secret was found last, if it was.
+pub type FoundPlace = Arc<ArcSwapOption<Place>>;
+
+/// What decides about a secret's place: server, namespace, path, and what the settings say of the mount.
+type Whereabouts = (Server, Option<String>, String, Option<String>, Option<KvVersion>);
+
+/// The places of this process, oldest first. A provider lasts as long as its settings: when only the token or the TTL
+/// changes, the next one need not ask for the mount again.
+static FOUND: LazyLock<ArcSwap<Vec<(Whereabouts, FoundPlace)>>> = LazyLock::new(ArcSwap::default);
+
+/// The memory of the place that `settings` describe, shared by all providers that look for the same.
+pub fn found_place(settings: &VaultSettings) -> FoundPlace {
+    let whereabouts = (
+        settings.server.clone(),
+        settings.namespace.clone(),
+        settings.path.clone(),
+        settings.kv_mount.clone(),
+        settings.kv_version,
+    );
+    let find = |known: &[(Whereabouts, FoundPlace)]| {
+        known.iter().find(|(of, _)| *of == whereabouts).map(|(_, place)| Arc::clone(place))
+    };
+    if let Some(place) = find(&FOUND.load()) {
+        return place;
+    }
+    let fresh = FoundPlace::default();
+    FOUND.rcu(|known| {
+        let mut known = Vec::clone(known);
+        if find(&known).is_none() {
+            let surplus = (known.len() + 1).saturating_sub(MAX_PLACES);
+            known.drain(..surplus);
+            known.push((whereabouts.clone(), Arc::clone(&fresh)));
+        }
+        known
+    });
+    find(&FOUND.load()).unwrap_or(fresh)
+}
 
 /// Where a secret is, and how its answer is laid out.
 #[derive(Clone, Debug, PartialEq)]
