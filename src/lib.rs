@@ -21,6 +21,7 @@
 //! request.headers[…]  ── 401/403 ──▶ CredentialCache::denied ▶ fetch again ▶ resend once
 //! ```
 //!
+//! The cache stands on two smaller rooms: `flight` (one leader fetches, the others wait) and `denials` (who denied what).
 //! `authorizer` runs these steps; `settings` says how; `error` says what went wrong; `runtime`, `retry`, `http` and `clock`
 //! are the ground that they stand on. `python` binds it all to Python, and is the only part that knows PyO3.
 //!

@@ -130,8 +130,8 @@ fn origin(py: Python<'_>, url: &str) -> PyResult<String> {
 
 /// Whether a redirect from one URL to the other may keep our headers. Odd URLs may not.
 #[pyfunction]
-fn keeps_credential(from: &str, to: &str) -> bool {
-    matches!((Origin::of(from), Origin::of(to)), (Ok(from), Ok(to)) if from.keeps_credential(&to))
+fn keeps_credential(url: &str, next_url: &str) -> bool {
+    matches!((Origin::of(url), Origin::of(next_url)), (Ok(from), Ok(to)) if from.keeps_credential(&to))
 }
 
 /// Forgets all credentials, rejections and failures; not logins.
