@@ -1,8 +1,7 @@
 //! One credential per configuration: TTL, one flight at a time, renewal ahead, bounded stale use, rejections.
 
-use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -12,7 +11,7 @@ use crate::clock::Clock;
 use crate::denials::Denials;
 use crate::error::{ErrorCode, Outlook, Result};
 use crate::flight::{Leader, Runway, Seat};
-use crate::header::AuthHeaders;
+use crate::header::{self, AuthHeaders};
 use crate::origin::Origin;
 use crate::provider::ProviderKind;
 use crate::retry::Budget;
@@ -30,7 +29,6 @@ const WARNED: u8 = 1;
 const ERROR_SHOWN: u8 = 2;
 
 static NEXT_GENERATION: AtomicU64 = AtomicU64::new(1);
-static FINGERPRINT_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// A credential in the cache.
 #[derive(Debug)]
@@ -62,7 +60,7 @@ impl Cached {
         let same = previous.filter(|previous| previous.headers == fetched.credential.headers);
         let generation = same.map_or_else(|| NEXT_GENERATION.fetch_add(1, Ordering::Relaxed), |same| same.generation);
         Self {
-            fingerprint: fingerprint(&fetched.credential.headers),
+            fingerprint: fetched.credential.headers.fingerprint(),
             headers: fetched.credential.headers,
             provider: fetched.provider,
             version: fetched.version,
@@ -98,11 +96,6 @@ fn lifetime(bounds: Lifetime, chance: f64) -> Duration {
         bounds.remaining.map(|left| (left - left.mul_f64(0.1).min(Duration::from_secs(30))).max(LEAST_LIFETIME));
     let least = until_expiry.map_or(bounds.setting, |left| left.min(bounds.setting));
     least.mul_f64(1.0 - 0.1 * chance)
-}
-
-fn fingerprint(headers: &AuthHeaders) -> String {
-    let values: Vec<_> = headers.iter().collect();
-    format!("{:016x}", FINGERPRINT_KEY.hash_one(values))
 }
 
 /// What a cache has done so far.
@@ -200,7 +193,7 @@ impl CredentialCache {
     /// A cache in front of `chain`.
     pub fn new(chain: ProviderChain, limits: FetchLimits, clock: Arc<dyn Clock>) -> Arc<Self> {
         // Now, and not in the middle of a fetch: a fork at that moment would leave the child waiting for it.
-        LazyLock::force(&FINGERPRINT_KEY);
+        header::choose_fingerprint_key();
         Arc::new(Self {
             value: ArcSwapOption::empty(),
             denials: Denials::default(),

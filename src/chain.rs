@@ -39,6 +39,8 @@ pub struct Fetched {
     pub provider: ProviderKind,
     /// The backend's name for the version.
     pub version: Option<String>,
+    /// When that version was written, where the backend tells.
+    pub created_at: Option<SystemTime>,
     /// Where it was read, for people.
     pub location: String,
     /// How long it may be used: the least of the setting and everything that the secret and the backend say.
@@ -166,11 +168,6 @@ impl ProviderChain {
         self.links.iter().map(until).min().unwrap_or_default()
     }
 
-    /// The ways to sign in that the providers tried: [`Provider::identity_report`].
-    pub fn identity_report(&self) -> Vec<String> {
-        self.links.iter().flat_map(|link| link.provider.identity_report()).collect()
-    }
-
     async fn ask(&self, link: &Link, clock: &dyn Clock, budget: Budget) -> Result<Fetched> {
         let kind = link.provider.kind();
         let started = clock.now();
@@ -197,6 +194,9 @@ impl ProviderChain {
 
     fn read(&self, link: &Link, payload: SecretPayload, now: SystemTime) -> Result<Fetched> {
         let credential = Credential::read(&payload.text, link.auth_mode, &self.header_name)?;
+        let fields = if credential.fields.is_empty() { "plain text".to_owned() } else { credential.fields.join(", ") };
+        log::debug!(target: "mlflow_secrets_auth.fetch", event = "secret_read", fields = fields.as_str(),
+            mode = link.auth_mode.as_str(); "read the secret ({fields}) in {} mode", link.auth_mode.as_str());
         let ends = [credential.expires_at, payload.expires_at].into_iter().flatten().min();
         // A time that is past counts as nothing left: our clock may be wrong, so the server has the last word.
         let until_end = ends.map(|end| end.duration_since(now).unwrap_or(Duration::ZERO));
@@ -205,6 +205,7 @@ impl ProviderChain {
             credential,
             provider: link.provider.kind(),
             version: payload.version,
+            created_at: payload.created_at,
             location: payload.location,
             lifetime: Lifetime { setting: link.ttl, remaining },
         })

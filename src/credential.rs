@@ -48,6 +48,8 @@ impl AuthMode {
 pub struct Credential {
     /// What to set on requests.
     pub headers: AuthHeaders,
+    /// The names of the secret's fields, ten at most; none where it is plain text.
+    pub fields: Vec<String>,
     /// The earlier of the payload's `expires_at` and a JWT's `exp`.
     pub expires_at: Option<SystemTime>,
     /// Whether it is a plain `user:password` that goes out as a bearer token, which is nearly always a forgotten
@@ -66,7 +68,10 @@ impl Credential {
             return Err(empty("the secret"));
         }
         match parse(text)? {
-            Some(fields) => Self::from_fields(&fields, mode, header_name),
+            Some(fields) => {
+                let credential = Self::from_fields(&fields, mode, header_name)?;
+                Ok(Self { fields: names(&fields).collect(), ..credential })
+            }
             None => Self::from_token(text, mode, header_name, None),
         }
     }
@@ -74,7 +79,7 @@ impl Credential {
     fn from_fields(fields: &Map<String, Value>, mode: AuthMode, header_name: &str) -> Result<Self> {
         let expires_at = fields.get("expires_at").filter(|v| !v.is_null()).map(expiry).transpose()?;
         if let Some(headers) = fields.get("headers").filter(|v| !v.is_null()) {
-            return Ok(Self { headers: given_headers(headers)?, expires_at, looks_basic: false });
+            return Ok(Self { headers: given_headers(headers)?, fields: Vec::new(), expires_at, looks_basic: false });
         }
         if mode == AuthMode::Basic && fields.contains_key("username") {
             let user = text_field(fields, "username")?.trim();
@@ -82,7 +87,8 @@ impl Credential {
                 return Err(empty("the user name in the secret"));
             }
             let password = text_field(fields, "password")?;
-            return Ok(Self { headers: basic(user, password, header_name)?, expires_at, looks_basic: false });
+            let headers = basic(user, password, header_name)?;
+            return Ok(Self { headers, fields: Vec::new(), expires_at, looks_basic: false });
         }
         if fields.contains_key("token") {
             let token = text_field(fields, "token")?;
@@ -106,7 +112,8 @@ impl Credential {
             AuthMode::Bearer | AuthMode::Raw => AuthHeaders::single(header_name, token.into())?,
         };
         let expires_at = [expires_at, jwt_expiry(without_prefix(token))].into_iter().flatten().min();
-        Ok(Self { headers, expires_at, looks_basic: mode == AuthMode::Bearer && looks_basic(token) })
+        let looks_basic = mode == AuthMode::Bearer && looks_basic(token);
+        Ok(Self { headers, fields: Vec::new(), expires_at, looks_basic })
     }
 }
 
@@ -246,12 +253,17 @@ fn epoch(seconds: f64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
 }
 
+/// The first ten names, as they may be shown.
+fn names(fields: &Map<String, Value>) -> impl Iterator<Item = String> {
+    fields.keys().take(10).map(|name| name.escape_debug().to_string())
+}
+
 fn missing(fields: &Map<String, Value>, mode: AuthMode) -> Error {
     let wanted = match mode {
         AuthMode::Basic => "`username` and `password`",
         AuthMode::Bearer | AuthMode::Raw => "`token`",
     };
-    let names: Vec<_> = fields.keys().take(10).map(|name| format!("`{}`", name.escape_debug())).collect();
+    let names: Vec<_> = names(fields).map(|name| format!("`{name}`")).collect();
     let found = if names.is_empty() { "no fields".to_owned() } else { format!("only {}", names.join(", ")) };
     let hint = if mode != AuthMode::Basic && fields.contains_key("username") {
         "for `username` and `password`, set the auth mode to basic (MLFLOW_VAULT_AUTH_MODE, MLFLOW_AWS_AUTH_MODE or MLFLOW_AZURE_AUTH_MODE)".to_owned()

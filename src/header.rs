@@ -1,12 +1,21 @@
 //! What goes on the wire: header names and values, checked and masked.
 
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::LazyLock;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::secret::SecretString;
 
 /// Headers that belong to the connection and never come from a secret.
 const RESERVED: [&str; 4] = ["host", "content-length", "transfer-encoding", "connection"];
+
+static FINGERPRINT_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// Chooses the key of this process's fingerprints now, so that children forked from here on have the same.
+pub(crate) fn choose_fingerprint_key() {
+    LazyLock::force(&FINGERPRINT_KEY);
+}
 
 /// The headers of one credential, ready to be set on a request. Values are masked in every output.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,6 +50,13 @@ impl AuthHeaders {
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.expose()))
+    }
+
+    /// A keyed hash of all of it, which tells credentials apart for as long as this process and its children live, and
+    /// tells nobody else anything.
+    pub fn fingerprint(&self) -> String {
+        let headers: Vec<_> = self.iter().collect();
+        format!("{:016x}", FINGERPRINT_KEY.hash_one(headers))
     }
 
     /// The names alone, which may be shown.

@@ -3,11 +3,24 @@
 use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use tower_layer::Layer;
+use tower_service::Service;
 
 use crate::error::{Error, ErrorCode, Outlook, Result};
+use crate::origin::Origin;
 use crate::runtime;
 use crate::settings::{Reader, variables as var};
+use crate::steps;
+use crate::x509;
 
 /// How long making a connection may take. A fetch's own deadline is usually longer, so that one retry fits in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,6 +136,9 @@ pub fn client_with(
     if options.loopback {
         builder = builder.no_proxy();
     }
+    if steps::is_watched() {
+        builder = builder.dns_resolver(Arc::new(Lookup)).connector_layer(Connecting(()));
+    }
     if !options.tls {
         builder = builder.tls_certs_only(Vec::new());
     } else if options.skip_verify {
@@ -137,6 +153,115 @@ pub fn client_with(
             "install the system's CA certificates (package ca-certificates), or name a PEM file in SSL_CERT_FILE",
         )
     })
+}
+
+/// Names are looked up as ever, and how long it took is noted.
+struct Lookup;
+
+impl Resolve for Lookup {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let began = Instant::now();
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            steps::looked_up(began.elapsed());
+            Ok(Box::new(found?.collect::<Vec<_>>().into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Connections are made as ever, and how long it took is noted. Around `()` it is the layer, around a connector the
+/// connector.
+#[derive(Clone)]
+struct Connecting<S>(S);
+
+impl<S> Layer<S> for Connecting<()> {
+    type Service = Connecting<S>;
+
+    fn layer(&self, connector: S) -> Connecting<S> {
+        Connecting(connector)
+    }
+}
+
+impl<R, S: Service<R, Future: Send + 'static>> Service<R> for Connecting<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, std::result::Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<std::result::Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, target: R) -> Self::Future {
+        let connection = self.0.call(target);
+        Box::pin(async {
+            let began = Instant::now();
+            let connection = connection.await?;
+            steps::connected(began.elapsed());
+            Ok(connection)
+        })
+    }
+}
+
+/// Who signed the certificate that the server at `url` shows. Nothing is sent to it but the beginning of a handshake, which
+/// is then refused; `None` where it shows none.
+pub(crate) async fn certificate_issuer(url: &str) -> Option<String> {
+    let shown = Arc::new(ShownCertificate::default());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .ok()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&shown) as _)
+        .with_no_client_auth();
+    let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tls_backend_preconfigured(tls);
+    if Origin::of(url).is_ok_and(|origin| origin.is_loopback()) {
+        builder = builder.no_proxy();
+    }
+    let _ = builder.build().ok()?.head(url).send().await;
+    shown.0.get().cloned()
+}
+
+/// Refuses every certificate, and remembers who signed the first.
+#[derive(Debug, Default)]
+struct ShownCertificate(OnceLock<String>);
+
+impl ServerCertVerifier for ShownCertificate {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _others: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        if let Ok(certificate) = x509::Certificate::read(certificate) {
+            let _ = self.0.set(certificate.issuer);
+        }
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+    }
+
+    // Never reached: a signature is verified after the certificate, which is refused.
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// The body of `response`, up to 1 MiB.

@@ -48,6 +48,8 @@ pub mod retry;
 pub mod runtime;
 pub mod secret;
 pub mod settings;
+mod steps;
+mod x509;
 
 pub use authorizer::Authorizer;
 pub use error::{Error, ErrorCode, Result};

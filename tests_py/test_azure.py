@@ -862,10 +862,13 @@ def test_doctor_shows_the_winner_and_what_was_tried_before(azure: AzureStandIn, 
     command = [str(Path(sys.executable).parent / "mlflow-secrets-auth"), "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     shows_no_secret(done.stdout + done.stderr)
-    (found,) = re.findall(r'"message": "(azure-key-vault: ManagedIdentityCredential[^"]*)"', done.stdout)
-    assert re.match(r"azure-key-vault: ManagedIdentityCredential \(\d+ ms\): signed in", found)
-    assert "EnvironmentCredential (" in found
-    assert "WorkloadIdentityCredential (" in found
+    (found,) = [one for one in json.loads(done.stdout)["findings"] if one["code"] == "identity.found"]
+    assert [(one["way"], one["succeeded"]) for one in found["facts"]["tried"]] == [
+        ("EnvironmentCredential", False),
+        ("WorkloadIdentityCredential", False),
+        ("ManagedIdentityCredential", True),
+    ]
+    assert "managed identity" in found["message"]
 
 
 # --- the vault --------------------------------------------------------------------------------------------------------

@@ -134,7 +134,9 @@ def test_doctor_fails_with_code_and_hint(configure: Configure, vault_like: Vault
     result = command("doctor", "--json")
     assert result.returncode == 1
     report = json.loads(result.stdout)
-    [failed] = [finding for finding in report["findings"] if finding["status"] == "fail"]
+    unreachable, failed = [finding for finding in report["findings"] if finding["status"] == "fail"]
+    assert unreachable["code"] == "backend.unreachable"
+    assert unreachable["facts"]["server"] == "http://127.0.0.1:9"
     assert failed["code"] == "vault.unreachable"
     assert "VAULT_ADDR" in failed["hint"]
     assert {"mlflow.not_used"} == {f["code"] for f in report["findings"] if f["status"] == "warn"}

@@ -52,6 +52,24 @@ impl ProviderKind {
         }
     }
 
+    /// The variable that decides how its secret becomes a header.
+    pub fn auth_mode_variable(self) -> &'static Variable {
+        match self {
+            Self::Vault => &var::MLFLOW_VAULT_AUTH_MODE,
+            Self::AwsSecretsManager => &var::MLFLOW_AWS_AUTH_MODE,
+            Self::AzureKeyVault => &var::MLFLOW_AZURE_AUTH_MODE,
+        }
+    }
+
+    /// The variable that names the CA certificates for it.
+    pub fn ca_variable(self) -> &'static Variable {
+        match self {
+            Self::Vault => &var::VAULT_CACERT,
+            Self::AwsSecretsManager => &var::AWS_CA_BUNDLE,
+            Self::AzureKeyVault => &var::SSL_CERT_FILE,
+        }
+    }
+
     /// Whether this build contains it.
     pub fn is_built(self) -> bool {
         match self {
@@ -156,6 +174,8 @@ pub struct SecretPayload {
     pub text: SecretString,
     /// The backend's name for this version, where it has one.
     pub version: Option<String>,
+    /// When this version was written, where the backend tells.
+    pub created_at: Option<SystemTime>,
     /// When the backend says that it ends.
     pub expires_at: Option<SystemTime>,
     /// For how long the backend lends it from now, where it lends.
@@ -186,12 +206,6 @@ pub trait Provider: Send + Sync {
     /// What a fetch that ran out of time was waiting for, as the end of "it was waiting for …".
     fn waiting_for(&self) -> Option<String> {
         None
-    }
-
-    /// The ways to sign in that were tried, a line each, the one that succeeded last. For `doctor`; empty where there is
-    /// nothing to tell.
-    fn identity_report(&self) -> Vec<String> {
-        Vec::new()
     }
 
     /// What a fetch would use up that works only once, in words, after a look at it; `None` where it costs nothing.

@@ -75,13 +75,18 @@ fn info(py: Python<'_>) -> PyResult<String> {
 #[pyfunction]
 fn examine(py: Python<'_>) -> PyResult<String> {
     let environment = environment::read(py)?;
-    blocking(py, |interrupt| doctor::examine(&environment, interrupt)).map(|findings| findings.to_string())
+    blocking(py, |interrupt| doctor::examine(&environment, interrupt)).map(|findings| as_json(&findings))
 }
 
 /// What the allowlist says about `url`, as JSON; `own_urls` are those that count when there is no allowlist.
 #[pyfunction]
 fn examine_url(py: Python<'_>, url: &str, own_urls: Vec<String>) -> PyResult<String> {
-    Ok(doctor::examine_url(&environment::read(py)?, url, own_urls).to_string())
+    Ok(as_json(&doctor::examine_url(&environment::read(py)?, url, own_urls)))
+}
+
+fn as_json(found: &impl serde::Serialize) -> String {
+    // Text, numbers and names only: that always succeeds.
+    serde_json::to_string(found).unwrap_or_default()
 }
 
 /// The names of the enabled providers, in the order of their priority. What is malformed raises `ConfigurationError`.

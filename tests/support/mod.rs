@@ -189,6 +189,7 @@ pub fn payload(text: &str) -> SecretPayload {
     SecretPayload {
         text: SecretString::from(text),
         version: None,
+        created_at: None,
         expires_at: None,
         lease: None,
         location: "here".into(),

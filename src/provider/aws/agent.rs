@@ -19,8 +19,9 @@ use super::text_of;
 use crate::error::{Error, ErrorCode, Result};
 use crate::http::{self, BodyError, ClientOptions, TransportFailure, TrustRoots};
 use crate::origin::{Origin, Scheme};
-use crate::provider::SecretPayload;
+use crate::provider::{ProviderKind, SecretPayload};
 use crate::secret::SecretString;
+use crate::steps;
 
 /// The header that proves that a request comes from this machine.
 const TOKEN_HEADER: &str = "X-Aws-Parameters-Secrets-Token";
@@ -112,7 +113,10 @@ impl AgentClient {
         let mut token = reqwest::header::HeaderValue::from_str(token(agent)?.expose())
             .map_err(|_| bad_token("the agent's token has a character that a header can't have"))?;
         token.set_sensitive(true);
-        let answer = self.http.get(url).header(TOKEN_HEADER, token).send().await.map_err(|e| failed(&e))?;
+        let asking = steps::asking(ProviderKind::AwsSecretsManager, "GET", &url);
+        let answer = self.http.get(url).header(TOKEN_HEADER, token).send().await;
+        asking.ended(&answer);
+        let answer = answer.map_err(|e| failed(&e))?;
         let status = answer.status().as_u16();
         let retry_after = http::retry_after(answer.headers());
         let body = http::read_body(answer).await.map_err(|e| match e {
@@ -158,6 +162,7 @@ fn payload(body: &[u8], settings: &AwsSettings, place: &str) -> Result<SecretPay
     Ok(SecretPayload {
         text: text_of(answer.secret_string, binary),
         version: answer.version_id,
+        created_at: None,
         expires_at: None,
         lease: None,
         location: format!("{} (through the agent)", settings.secret.id),

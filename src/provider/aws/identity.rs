@@ -39,6 +39,8 @@ use super::transport::{Transport, is_unanswered};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Outlook, Result};
 use crate::http::{TransportFailure, sources};
+use crate::provider::ProviderKind;
+use crate::steps;
 
 /// Temporary credentials are replaced this much before they end, or a tenth of their life before.
 const SKEW: Duration = Duration::from_secs(300);
@@ -159,14 +161,26 @@ impl Identity {
             .role_arn(&role.arn)
             .role_session_name(&desk.settings.session_name)
             .set_external_id(desk.settings.external_id.as_ref().map(|id| id.expose().to_owned()));
+        let started = desk.clock.now();
+        let tried = |outcome| {
+            let took = desk.clock.now().saturating_sub(started);
+            steps::tried(ProviderKind::AwsSecretsManager, &format!("role in {}", role.variable), outcome, took);
+        };
         let error = match request.customize().config_override(signed_by(&caller)).send().await {
-            Ok(answer) => return assumed(answer.credentials, role, &caller),
+            Ok(answer) => {
+                let caller = assumed(answer.credentials, role, &caller)?;
+                tried(Ok(&caller.who));
+                return Ok(caller);
+            }
             Err(error) => error,
         };
         let code = error.code().unwrap_or_default();
         if code != "AccessDenied" || !is_role(desk.client, &caller, &role.arn).await {
-            return Err(not_assumed(&error, role, &caller));
+            let error = not_assumed(&error, role, &caller);
+            tried(Err(error.code().as_str()));
+            return Err(error);
         }
+        tried(Ok(&format!("{}, who is this role already", caller.who)));
         self.settled.store(Some(Arc::new(key)));
         log::info!(target: "mlflow_secrets_auth.aws", event = "already_role", role = role.arn.as_str();
             "{} already is the role in {}, which it may not assume again; going on as it is", caller.who, role.variable);
@@ -186,12 +200,17 @@ impl SignIn<'_> {
         let mut tried = Vec::new();
         for source in [Source::Environment, Source::Profile, Source::WebIdentity, Source::Container, Source::Metadata] {
             let started = self.clock.now();
-            match self.ask(source).await? {
+            let finding = self.ask(source).await.inspect_err(|error| {
+                self.tried(source, Err(error.code().as_str()), started);
+            })?;
+            match finding {
                 Finding::Credentials(credentials) => {
-                    return Ok(Caller { credentials, who: self.who(source), renewable: false });
+                    let who = self.who(source);
+                    self.tried(source, Ok(&who), started);
+                    return Ok(Caller { credentials, who, renewable: false });
                 }
                 Finding::Nothing(reason) => {
-                    let took = self.clock.now().saturating_sub(started).as_millis();
+                    let took = self.tried(source, Err(&reason), started).as_millis();
                     tried.push(format!("\n  {}: {reason} ({took} ms)", self.label(source)));
                 }
             }
@@ -201,6 +220,13 @@ impl SignIn<'_> {
             format!("no AWS credentials were found; asked in this order:{}", tried.concat()),
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role is attached (EC2, ECS, EKS)",
         ))
+    }
+
+    /// Notes how a source that was asked at `started` went, and says how long that took.
+    fn tried(&self, source: Source, outcome: std::result::Result<&str, &str>, started: Duration) -> Duration {
+        let took = self.clock.now().saturating_sub(started);
+        steps::tried(ProviderKind::AwsSecretsManager, &self.label(source), outcome, took);
+        took
     }
 
     async fn ask(&self, source: Source) -> Result<Finding> {

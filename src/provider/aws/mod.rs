@@ -11,6 +11,7 @@ mod transport;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 use base64::Engine as _;
@@ -73,6 +74,7 @@ impl AwsProvider {
         let location = format!("{} ({})", self.settings.secret.id, client.place());
         Ok(SecretPayload {
             version: answer.version_id,
+            created_at: answer.created_date.and_then(|created| SystemTime::try_from(created).ok()),
             text: text_of(answer.secret_string, answer.secret_binary.map(aws_smithy_types::Blob::into_inner)),
             expires_at: None,
             lease: None,

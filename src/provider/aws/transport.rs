@@ -19,6 +19,8 @@ use http_body_util::Limited;
 use crate::error::Result;
 use crate::http::{self, ClientOptions, TrustRoots};
 use crate::origin::{Origin, Scheme};
+use crate::provider::ProviderKind;
+use crate::steps;
 
 /// No answer that we want is larger: a secret has at most 64 KiB.
 const MAX_BODY: usize = 1 << 20;
@@ -67,8 +69,18 @@ impl Transport {
         let body = body.bytes().map(<[u8]>::to_vec).unwrap_or_default();
         let request = reqwest::Request::try_from(::http::Request::from_parts(parts, body))
             .map_err(|e| ConnectorError::user(e.into()))?;
-        let sent = within(self.limit, client.execute(request)).await;
-        let response = ::http::Response::from(sent.map_err(unanswered)?);
+        let asking = steps::asking(ProviderKind::AwsSecretsManager, request.method().as_str(), request.url());
+        let sent = match within(self.limit, client.execute(request)).await {
+            Ok(answer) => {
+                asking.answered(answer.status().as_u16());
+                answer
+            }
+            Err(error) => {
+                asking.failed(&*error);
+                return Err(unanswered(error));
+            }
+        };
+        let response = ::http::Response::from(sent);
         self.last_status.store(response.status().as_u16(), Ordering::Relaxed);
         // Streamed on, not collected: the SDK's own trace output would show a collected body.
         let response = response.map(|body| SdkBody::from_body_1_x(Limited::new(body, MAX_BODY)));

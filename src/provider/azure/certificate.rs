@@ -1,10 +1,6 @@
 //! A service principal's certificate: read from PEM, checked, and signed with. No OpenSSL.
 //!
 //! <https://learn.microsoft.com/entra/identity-platform/certificate-credentials>
-//!
-//! Of X.509 only the validity and the public key are needed, so the DER reader that the encrypted keys bring along (`der`)
-//! walks to those two fields. `x509-cert` and `x509-parser` would add crates for nothing else, and the former also turns on
-//! a feature that the AWS SDK's crates share.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -17,9 +13,9 @@ use aws_lc_rs::signature::{KeyPair as _, RSA_PSS_SHA256};
 use aws_lc_rs::{digest, pbkdf2};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use der::asn1::{AnyRef, OctetStringRef};
+use der::{Decode, Tag, Tagged as _};
 use pkcs8::EncryptedPrivateKeyInfo;
-use pkcs8::der::asn1::{AnyRef, BitStringRef, GeneralizedTime, OctetStringRef, UtcTime};
-use pkcs8::der::{Decode, SliceReader, Tag, Tagged as _};
 use pkcs8::pkcs5::EncryptionScheme;
 use pkcs8::pkcs5::pbes2::{self, Kdf, Pbkdf2Prf};
 use serde_json::json;
@@ -30,6 +26,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::http::plain_io;
 use crate::secret::SecretString;
 use crate::settings::variables as var;
+use crate::x509::Certificate;
 
 /// No file with a key and a chain is larger.
 const MAX_FILE: u64 = 1 << 20;
@@ -60,13 +57,6 @@ struct Block {
     der: Zeroizing<Vec<u8>>,
 }
 
-/// The fields of a certificate that matter here.
-struct Facts<'a> {
-    begins: SystemTime,
-    ends: SystemTime,
-    public_key: &'a [u8],
-}
-
 impl ClientCertificate {
     /// Reads the file, which must hold a PEM private key and its certificate, in any order, valid at `now`.
     ///
@@ -92,7 +82,8 @@ impl ClientCertificate {
         let certificates: Vec<_> = blocks.iter().filter(|block| block.label == "CERTIFICATE").collect();
         let mut leaf = None;
         for (index, block) in certificates.iter().enumerate() {
-            let facts = facts(&block.der).map_err(|_| invalid("in which a certificate is damaged", RECREATE))?;
+            let facts =
+                Certificate::read(&block.der).map_err(|_| invalid("in which a certificate is damaged", RECREATE))?;
             if facts.public_key == key.public_key().as_ref() {
                 leaf = Some((index, facts));
                 break;
@@ -250,34 +241,7 @@ fn derived_key(
     Ok(key)
 }
 
-/// Walks through a certificate to its validity and its public key (RFC 5280, section 4.1).
-fn facts(der: &[u8]) -> pkcs8::der::Result<Facts<'_>> {
-    let mut certificate = SliceReader::new(AnyRef::from_der(der)?.value())?;
-    let mut to_be_signed = SliceReader::new(AnyRef::decode(&mut certificate)?.value())?;
-    let first = AnyRef::decode(&mut to_be_signed)?;
-    if first.tag() != Tag::Integer {
-        // That was the version, which the first edition of X.509 doesn't have; the serial number follows.
-        AnyRef::decode(&mut to_be_signed)?;
-    }
-    let _signature_algorithm = AnyRef::decode(&mut to_be_signed)?;
-    let _issuer = AnyRef::decode(&mut to_be_signed)?;
-    let mut validity = SliceReader::new(AnyRef::decode(&mut to_be_signed)?.value())?;
-    let _subject = AnyRef::decode(&mut to_be_signed)?;
-    let mut key_info = SliceReader::new(AnyRef::decode(&mut to_be_signed)?.value())?;
-    let _key_algorithm = AnyRef::decode(&mut key_info)?;
-    let public_key = BitStringRef::decode(&mut key_info)?;
-    Ok(Facts { begins: time(&mut validity)?, ends: time(&mut validity)?, public_key: public_key.raw_bytes() })
-}
-
-fn time(reader: &mut SliceReader<'_>) -> pkcs8::der::Result<SystemTime> {
-    let since_1970 = match Tag::peek(reader)? {
-        Tag::UtcTime => UtcTime::decode(reader)?.to_unix_duration(),
-        _ => GeneralizedTime::decode(reader)?.to_unix_duration(),
-    };
-    Ok(SystemTime::UNIX_EPOCH + since_1970)
-}
-
-fn in_time(facts: &Facts<'_>, now: SystemTime) -> std::result::Result<(), Problem> {
+fn in_time(facts: &Certificate<'_>, now: SystemTime) -> std::result::Result<(), Problem> {
     let problem =
         |what: String, hint: &str| Problem { code: ErrorCode::AzureCertificateExpired, what, hint: hint.into() };
     if facts.ends <= now {

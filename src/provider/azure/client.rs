@@ -20,6 +20,8 @@ use serde_json::Value;
 
 use crate::error::{Error, ErrorCode, Outlook};
 use crate::http::{self, TransportFailure};
+use crate::provider::ProviderKind;
+use crate::steps;
 
 /// Whom an exchange is with.
 #[derive(Clone, Debug, PartialEq)]
@@ -252,6 +254,16 @@ impl Exchange {
         azure_core::Error::new(ErrorKind::Other, Failure { peer: self.peer.clone(), kind })
     }
 
+    async fn ask(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
+        let asking = steps::asking(ProviderKind::AzureKeyVault, request.method().as_str(), request.url());
+        let answer = self.http.execute_request(request).await;
+        match &answer {
+            Ok(answer) => asking.answered(answer.status().into()),
+            Err(error) => asking.failed(error),
+        }
+        answer
+    }
+
     /// The body of `answer`, up to 1 MiB.
     async fn body(&self, answer: AsyncRawResponse) -> azure_core::Result<Vec<u8>> {
         let mut stream = answer.into_body();
@@ -285,7 +297,7 @@ impl Exchange {
 impl HttpClient for Exchange {
     async fn execute_request(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
         self.seen.waiting_for.store(Some(Arc::new(self.peer.to_string())));
-        let answer = self.http.execute_request(request).await;
+        let answer = self.ask(request).await;
         let answer = answer.map_err(|e| self.failed(FailureKind::Transport(TransportFailure::of(&e))))?;
         let status = u16::from(answer.status());
         let headers = answer.headers().clone();

@@ -37,7 +37,9 @@ use super::managed_identity::ManagedIdentity;
 use super::settings::{AzureSettings, CertificateFile, SignIn};
 use crate::error::{Error, ErrorCode, Outlook, Result};
 use crate::http::plain_io;
+use crate::provider::ProviderKind;
 use crate::settings::variables as var;
+use crate::steps;
 
 /// Why a way to sign in gave no token.
 #[derive(Clone)]
@@ -150,12 +152,16 @@ impl Identity {
             let others_could_win = index + 1 < self.settings.sign_ins.len();
             let started = Instant::now();
             let result = self.ask(*sign_in, scopes, others_could_win).await;
+            let took = started.elapsed();
             let outcome = match &result {
-                Ok(_) => format!("signed in to Azure as {}", self.description(*sign_in)),
-                Err(Miss::Unavailable(reason)) => reason.clone(),
-                Err(Miss::Failed(error)) => format!("{}: {}", error.code(), error.message()),
+                Ok(_) => Ok(self.description(*sign_in)),
+                Err(Miss::Unavailable(reason)) => Err(reason.clone()),
+                Err(Miss::Failed(error)) => Err(format!("{}: {}", error.code(), error.message())),
             };
-            let attempt = Attempt { sign_in: *sign_in, outcome, took: started.elapsed() };
+            let told = outcome.as_deref().map_err(String::as_str);
+            steps::tried(ProviderKind::AzureKeyVault, sign_in.name(), told, took);
+            let outcome = outcome.map_or_else(|why| why, |who| format!("signed in to Azure as {who}"));
+            let attempt = Attempt { sign_in: *sign_in, outcome, took };
             self.memory.note(attempt.clone());
             match result {
                 Ok(token) => {

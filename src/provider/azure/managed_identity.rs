@@ -22,8 +22,10 @@ use super::settings::{AzureSettings, Machine};
 use crate::error::{Error, ErrorCode, Outlook, Result};
 use crate::http::{self, TransportFailure, TrustRoots};
 use crate::origin::Origin;
+use crate::provider::ProviderKind;
 use crate::secret::SecretString;
 use crate::settings::variables as var;
+use crate::steps;
 
 /// The metadata service of a virtual machine, the same on each.
 const METADATA: &str = "http://169.254.169.254";
@@ -163,7 +165,14 @@ fn is_metadata(peer: &Peer) -> bool {
 
 /// Asks the metadata service for anything, to see whether it is there.
 async fn knock(http: &reqwest::Client) -> std::result::Result<(), Miss> {
-    let failure = match tokio::time::timeout(PROBE, http.get(METADATA_TOKEN).send()).await {
+    let knock = async {
+        let request = http.get(METADATA_TOKEN).build()?;
+        let asking = steps::asking(ProviderKind::AzureKeyVault, "GET", request.url());
+        let answer = http.execute(request).await;
+        asking.ended(&answer);
+        answer
+    };
+    let failure = match tokio::time::timeout(PROBE, knock).await {
         Ok(Ok(_)) => return Ok(()),
         Ok(Err(error)) => match TransportFailure::of(&error) {
             TransportFailure::Tls(reason) | TransportFailure::Unreachable(reason) => {

@@ -114,7 +114,8 @@ impl AzureProvider {
             Err(error) => return Err(self.failed(secrets, error).await),
         };
         let secret: Secret = answer.into_model().map_err(|_| self.unexpected("the answer is not a secret"))?;
-        if let Some(attributes) = &secret.attributes {
+        let attributes = secret.attributes.as_ref();
+        if let Some(attributes) = attributes {
             // The vault's clock, where it tells it: ours may be wrong.
             let told = self.seen.vault_time.load_full();
             self.check(attributes, told.map_or_else(|| clock.calendar(), |told| *told))?;
@@ -123,7 +124,8 @@ impl AzureProvider {
         Ok(SecretPayload {
             text: SecretString::new(value),
             version: secret.id.as_deref().and_then(|id| id.rsplit('/').next()).map(str::to_owned),
-            expires_at: secret.attributes.and_then(|attributes| client::system_time(attributes.expires?)),
+            created_at: attributes.and_then(|attributes| client::system_time(attributes.created?)),
+            expires_at: attributes.and_then(|attributes| client::system_time(attributes.expires?)),
             lease: None,
             location: self.location(),
         })
@@ -330,9 +332,5 @@ impl Provider for AzureProvider {
         let before = if self.memory.has_winner() { Vec::new() } else { self.memory.lines() };
         let list = before.iter().map(|line| format!("\n  {line}")).collect::<String>();
         Some(if list.is_empty() { peer.to_string() } else { format!("{peer}, after{list}") })
-    }
-
-    fn identity_report(&self) -> Vec<String> {
-        self.memory.lines()
     }
 }

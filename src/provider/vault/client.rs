@@ -22,8 +22,10 @@ use super::settings::{ClientCertificate, Server, VaultSettings};
 use crate::error::{Error, ErrorCode, Outlook, Result};
 use crate::http::{self, ClientOptions, TransportFailure, TrustRoots};
 use crate::origin::{Origin, Scheme, redacted};
+use crate::provider::ProviderKind;
 use crate::secret::SecretString;
 use crate::settings::variables as var;
+use crate::steps;
 
 /// A client of one Vault server, in one namespace for the secret and one for the login.
 pub struct VaultClient {
@@ -331,11 +333,11 @@ impl Transport {
             method: String::new(),
         };
         let again = request.try_clone();
-        let mut answer = self.http.execute(request).await.map_err(failed)?;
+        let mut answer = self.send_once(request).await.map_err(failed)?;
         if let Some(again) = again.and_then(|again| self.at_active_node(again, &answer)) {
             log::debug!(target: "mlflow_secrets_auth.vault", event = "standby_redirect";
                 "the standby sends us to port {:?} of its host", again.url().port_or_known_default());
-            answer = self.http.execute(again).await.map_err(failed)?;
+            answer = self.send_once(again).await.map_err(failed)?;
         }
         let mut response = ::http::Response::new(Vec::new());
         *response.status_mut() = answer.status();
@@ -343,6 +345,13 @@ impl Transport {
         *response.body_mut() =
             http::read_body(answer).await.map_err(|e| ClientError::ResponseError { source: e.into() })?;
         Ok(response)
+    }
+
+    async fn send_once(&self, request: reqwest::Request) -> reqwest::Result<reqwest::Response> {
+        let asking = steps::asking(ProviderKind::Vault, request.method().as_str(), request.url());
+        let answer = self.http.execute(request).await;
+        asking.ended(&answer);
+        answer
     }
 
     /// The same request to where a standby says that the active node is: the same host, never from https to http, and the

@@ -15,11 +15,14 @@ use super::answer::{Auth, VaultFailure, seconds};
 use super::client::{Scope, VaultClient};
 use super::endpoints::LookUpSelf;
 use super::login::{log_in, token_in_file};
+use super::login_settings::PassedBy;
 use super::settings::{Login, VaultSettings};
 use crate::clock::Clock;
-use crate::error::{ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result};
+use crate::provider::ProviderKind;
 use crate::secret::SecretString;
 use crate::settings::variables as var;
+use crate::steps;
 
 /// A token from the settings is looked up once it has been used for this long: a process that ends before needs no renewal.
 const LOOK_UP_AFTER: Duration = Duration::from_secs(60);
@@ -32,6 +35,7 @@ const LAST_REST: Duration = Duration::from_secs(3600);
 pub struct Identity {
     login: Login,
     reason: String,
+    passed_by: Vec<PassedBy>,
     announced: AtomicBool,
     session: ArcSwapOption<Session>,
 }
@@ -124,6 +128,7 @@ impl Identity {
         Self {
             login: settings.login.clone(),
             reason: settings.login_reason.clone(),
+            passed_by: settings.passed_by.clone(),
             announced: AtomicBool::new(false),
             session: ArcSwapOption::empty(),
         }
@@ -140,6 +145,12 @@ impl Identity {
         if !self.announced.swap(true, Ordering::Relaxed) {
             log::info!(target: "mlflow_secrets_auth.vault", event = "login_method", reason = self.reason.as_str();
                 "Vault is read with {}, because {}", self.description(), self.reason);
+            for PassedBy { method, reason } in &self.passed_by {
+                steps::tried(ProviderKind::Vault, method, Err(reason), Duration::ZERO);
+            }
+            if !self.can_log_in() {
+                self.tried(None, Duration::ZERO);
+            }
         }
         let configured = match &self.login {
             Login::Agent => return Ok(None),
@@ -232,6 +243,13 @@ impl Identity {
         }
     }
 
+    /// Notes that the login succeeded, or how it failed.
+    fn tried(&self, failure: Option<ErrorCode>, took: Duration) {
+        let who = format!("{}, because {}", self.description(), self.reason);
+        let outcome = failure.map_or(Ok(who.as_str()), |code| Err(code.as_str()));
+        steps::tried(ProviderKind::Vault, self.login.method(), outcome, took);
+    }
+
     fn can_log_in(&self) -> bool {
         !matches!(self.login, Login::Token(_) | Login::TokenFile(_) | Login::Agent)
     }
@@ -244,7 +262,9 @@ impl Identity {
 
     async fn log_in(&self, client: &VaultClient, clock: &dyn Clock, doubts: u32) -> Result<Arc<Session>> {
         let asked_at = clock.now();
-        let auth = log_in(&self.login, client, clock).await?;
+        let result = log_in(&self.login, client, clock).await;
+        self.tried(result.as_ref().err().map(Error::code), clock.now().saturating_sub(asked_at));
+        let auth = result?;
         let lease_s = auth.lease_duration;
         let session = self.hold(Session { doubts, ..Session::of_login(auth, asked_at) });
         log::debug!(target: "mlflow_secrets_auth.vault", event = "login", lease_s;

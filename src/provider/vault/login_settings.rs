@@ -76,6 +76,17 @@ pub enum SecretId {
 }
 
 impl Login {
+    /// The method's name, as in `MLFLOW_VAULT_AUTH_METHOD`.
+    pub fn method(&self) -> &'static str {
+        match self {
+            Self::Token(_) | Self::TokenFile(_) => "token",
+            Self::AppRole { .. } => "approle",
+            Self::Jwt { method, .. } | Self::Password { method, .. } => method,
+            Self::Certificate { .. } => "cert",
+            Self::Agent => "agent",
+        }
+    }
+
     /// How users know it: `the token in VAULT_TOKEN`, `AppRole at auth/approle`.
     pub fn description(&self) -> String {
         let of_role = |role: &Option<String>| role.as_ref().map(|role| format!(" as role {role}")).unwrap_or_default();
@@ -116,6 +127,11 @@ impl Method {
         ("cert", Self::Certificate),
         ("agent", Self::Agent),
     ];
+    /// Its name in the settings.
+    fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
+    }
+
     /// What `auto` looks for, in this order; the token helper's file comes after all of them.
     const AUTO: [Self; 8] = [
         Self::Token,
@@ -134,6 +150,17 @@ pub struct LoginChoice {
     /// The login.
     pub login: Login,
     /// Why this one.
+    pub reason: String,
+    /// The methods that `auto` looked for before, each with what it lacks.
+    pub passed_by: Vec<PassedBy>,
+}
+
+/// A method that is not configured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PassedBy {
+    /// Its name in the settings.
+    pub method: &'static str,
+    /// What it lacks.
     pub reason: String,
 }
 
@@ -189,27 +216,32 @@ impl Logins {
     /// The login that is asked for, or the first that is configured; else the variables that are lacking.
     pub fn choose(&self) -> std::result::Result<LoginChoice, Vec<&'static Variable>> {
         if self.method != Method::Auto {
-            let name = Method::NAMES.iter().find(|(_, method)| *method == self.method).map_or("", |(name, _)| name);
-            let reason = format!("{} is {name}", var::MLFLOW_VAULT_AUTH_METHOD.name);
+            let reason = format!("{} is {}", var::MLFLOW_VAULT_AUTH_METHOD.name, self.method.name());
+            let passed_by = Vec::new();
             return match (self.found(self.method), &self.token_file) {
-                (Found::All(login, _), _) => Ok(LoginChoice { login, reason }),
+                (Found::All(login, _), _) => Ok(LoginChoice { login, reason, passed_by }),
                 (Found::Part(lacking), _) => Err(lacking),
                 (Found::Nothing, Some(file)) if self.method == Method::Token => {
                     let reason = format!("{reason}, and {} is not set", var::VAULT_TOKEN.name);
-                    Ok(LoginChoice { login: Login::TokenFile(file.clone()), reason })
+                    Ok(LoginChoice { login: Login::TokenFile(file.clone()), reason, passed_by })
                 }
                 (Found::Nothing, _) => Err(self.needs(self.method)),
             };
         }
         let mut part = None;
+        let mut passed_by = Vec::new();
         for method in Method::AUTO {
             match self.found(method) {
                 Found::All(login, shown_by) => {
                     let reason = format!("{} is set", shown_by.name);
-                    return Ok(LoginChoice { login, reason });
+                    return Ok(LoginChoice { login, reason, passed_by });
                 }
                 Found::Part(lacking) => part = part.or(Some(lacking)),
-                Found::Nothing => {}
+                Found::Nothing => {
+                    let lacking: Vec<_> = self.needs(method).iter().map(|variable| variable.name).collect();
+                    let reason = format!("not configured ({})", lacking.join(", "));
+                    passed_by.push(PassedBy { method: method.name(), reason });
+                }
             }
         }
         // A login that was begun in the settings is to be completed: the file's token may be anybody's, and old.
@@ -217,7 +249,7 @@ impl Logins {
             (Some(lacking), _) => Err(lacking),
             (None, Some(file)) if file.is_file() => {
                 let reason = "no login is configured, and the file exists".to_owned();
-                Ok(LoginChoice { login: Login::TokenFile(file.clone()), reason })
+                Ok(LoginChoice { login: Login::TokenFile(file.clone()), reason, passed_by })
             }
             _ => Err(self.needs(Method::Token)),
         }

@@ -18,6 +18,7 @@ mod settings;
 mod wrapping;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
@@ -27,6 +28,7 @@ use self::answer::{Envelope, VaultFailure, seconds, wipe};
 use self::client::{Scope, VaultClient};
 use self::endpoints::{FindMount, ReadPath, ReadVersion};
 use self::identity::Identity;
+pub use self::login_settings::PassedBy;
 use self::place::{FoundPlace, Known, Layout, Place, found_place, paths};
 pub use self::settings::{ClientCertificate, KvVersion, Login, SecretId, Server, TlsSettings, VaultSettings};
 use super::{Provider, ProviderKind, SecretPayload};
@@ -162,11 +164,13 @@ impl VaultProvider {
             wipe(data);
             return Err(self.keeps_no_versions(place, version));
         }
-        let mut version = None;
+        let (mut version, mut created_at) = (None, None);
         let mut lease = (answer.lease_duration > 0).then(|| seconds(answer.lease_duration));
         match layout {
             Layout::V2 => {
                 version = data.pointer("/metadata/version").and_then(Value::as_u64).map(|version| version.to_string());
+                let created = data.pointer("/metadata/created_time").and_then(Value::as_str);
+                created_at = created.and_then(|time| time.parse::<jiff::Timestamp>().ok()).map(SystemTime::from);
                 let inner = data.get_mut("data").map(Value::take).unwrap_or(Value::Null);
                 wipe(std::mem::replace(&mut data, inner));
             }
@@ -189,7 +193,7 @@ impl VaultProvider {
             self.place.store(Some(Arc::new(found)));
         }
         self.identity.is_trusted();
-        Ok(SecretPayload { text, version, expires_at: None, lease, location: place.path.clone() })
+        Ok(SecretPayload { text, version, created_at, expires_at: None, lease, location: place.path.clone() })
     }
 
     /// Where to look: one place where the settings or the server tell, else what is likely.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use url::Url;
 
 pub use super::login_settings::{Login, SecretId};
-use super::login_settings::{LoginChoice, Logins};
+use super::login_settings::{LoginChoice, Logins, PassedBy};
 use crate::credential::AuthMode;
 use crate::error::{ErrorCode, Result};
 use crate::http::TrustRoots;
@@ -31,6 +31,8 @@ pub struct VaultSettings {
     pub login: Login,
     /// Why this login, for the log: `VAULT_ROLE_ID is set`.
     pub login_reason: String,
+    /// The methods that were looked for before it and are not configured.
+    pub passed_by: Vec<PassedBy>,
     /// `VAULT_NAMESPACE`, without slashes at its ends; `None` is the root.
     pub namespace: Option<String>,
     /// `MLFLOW_VAULT_AUTH_NAMESPACE`, else the secret's; `None` is the root.
@@ -126,7 +128,7 @@ impl VaultSettings {
         }
         lacking.extend(path.is_none().then_some(&var::MLFLOW_VAULT_SECRET_PATH));
         lacking.append(&mut lacking_for_tls);
-        let (Some(server), Some(path), Ok(LoginChoice { login, reason })) = (server, path, &choice) else {
+        let (Some(server), Some(path), Ok(LoginChoice { login, reason, passed_by })) = (server, path, &choice) else {
             if let Err(lacking_for_login) = &choice {
                 lacking.extend(
                     lacking_for_login.iter().filter(|variable| !is_in(variable, &lacking)).copied().collect::<Vec<_>>(),
@@ -148,6 +150,7 @@ impl VaultSettings {
             ttl,
             login: login.clone(),
             login_reason: reason.clone(),
+            passed_by: passed_by.clone(),
             namespace,
             login_namespace,
             kv_mount,
