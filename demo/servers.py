@@ -76,9 +76,7 @@ class Server(AbstractContextManager["Server"]):
             if self._process.poll() is not None:
                 break
             try:
-                request = urllib.request.Request(
-                    self.url + self.ready_path(), headers=self.ready_headers()
-                )
+                request = urllib.request.Request(self.url + self.ready_path(), headers=self.ready_headers())
                 urllib.request.urlopen(request, timeout=2).close()
                 return
             except (OSError, urllib.error.URLError):
@@ -199,9 +197,7 @@ class MlflowServer(Server):
         request = urllib.request.Request(
             f"{self.url}/api/2.0/mlflow/users/update-password",
             method="PATCH",
-            data=json.dumps(
-                {"username": self.user, "password": password, "current_password": self.password}
-            ).encode(),
+            data=json.dumps({"username": self.user, "password": password, "current_password": self.password}).encode(),
             headers={"Authorization": f"Basic {pair}", "Content-Type": "application/json"},
         )
         urllib.request.urlopen(request, timeout=30).close()

@@ -326,11 +326,7 @@ def make_certificates(ca: Path, leaf: Path, key: Path) -> None:
     pem = serialization.Encoding.PEM
     ca.write_bytes(authority.sign(keys[0], hashes.SHA256()).public_bytes(pem))
     leaf.write_bytes(server.sign(keys[0], hashes.SHA256()).public_bytes(pem))
-    key.write_bytes(
-        keys[1].private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
+    key.write_bytes(keys[1].private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
 
 
 def json_of(request: Request) -> dict[str, str]:

@@ -144,7 +144,9 @@ def test_the_payload_table(vault_like: VaultLike, configure: Configure, fields, 
     assert headers_for(URL) == headers
 
 
-@pytest.mark.parametrize("url", ["https://u:pw@host/", "https://host\\@evil/", "ftp://host/", "https:///x", "https://1.2.3/"])
+@pytest.mark.parametrize(
+    "url", ["https://u:pw@host/", "https://host\\@evil/", "ftp://host/", "https:///x", "https://1.2.3/"]
+)
 def test_an_odd_url(vault_like: VaultLike, configure: Configure, url) -> None:
     configure(vault_like.settings())
     error = failure(url)

@@ -106,9 +106,7 @@ def test_r1_a_herd_at_expiry_costs_one_read(use: Any, vault_like: VaultLike) -> 
     assert vault_like.reads == 2
 
 
-def test_r1_a_herd_after_a_401_costs_one_read(
-    use: Any, vault_like: VaultLike, loopback: Loopback
-) -> None:
+def test_r1_a_herd_after_a_401_costs_one_read(use: Any, vault_like: VaultLike, loopback: Loopback) -> None:
     """R1, R6: 64 requests that are answered with 401 cost one read, and all succeed with what it brought."""
     use()
     assert headers_for(URL) == FIRST
@@ -324,9 +322,7 @@ def test_r9_the_stale_credential_while_the_backend_is_down(
         (Answer.json(ENVELOPE), "secret.missing_field"),
     ],
 )
-def test_r9_never_stale_when_the_backend_answered(
-    use: Any, vault_like: VaultLike, answer: Answer, code: str
-) -> None:
+def test_r9_never_stale_when_the_backend_answered(use: Any, vault_like: VaultLike, answer: Answer, code: str) -> None:
     """R9: refused, not found, deleted, malformed: the backend's answer counts, and keeps counting when it is down
     later."""
     use(MLFLOW_VAULT_TTL_SEC="1")
@@ -344,9 +340,7 @@ def test_r9_never_stale_after_a_401(use: Any, vault_like: VaultLike, loopback: L
     """R9: a credential that the server rejected is not used past its TTL, also when nothing better can be had."""
     use(MLFLOW_VAULT_TTL_SEC="1")
     loopback.rule = accepting("another")
-    vault_like.before_read = lambda: (
-        None if vault_like.reads == 1 else setattr(vault_like, "failure", Answer(500))
-    )
+    vault_like.before_read = lambda: None if vault_like.reads == 1 else setattr(vault_like, "failure", Answer(500))
     assert requests.get(loopback.url, auth=SecretsAuth(), timeout=30).status_code == 401
     time.sleep(1)
     assert code_of(lambda: requests.get(loopback.url, auth=SecretsAuth(), timeout=30)) == "vault.unavailable"
@@ -418,9 +412,7 @@ def hangs_up(connection: socket.socket) -> None:
         (None, "vault.unreachable"),
     ],
 )
-def test_r10_a_fetch_ends_in_time(
-    use: Any, behave: Callable[[socket.socket], None] | None, code: str
-) -> None:
+def test_r10_a_fetch_ends_in_time(use: Any, behave: Callable[[socket.socket], None] | None, code: str) -> None:
     """R10: a backend that hangs, drips bytes, hangs up or refuses: the fetch ends within a deadline of 1 s (here:
     five), and so do the 63 threads that wait for it, with its error."""
     with backend(behave or hangs_up) as url:
@@ -566,9 +558,7 @@ def test_r13_cache_info_tells_what_happened(use: Any, vault_like: VaultLike) -> 
     assert "second" not in repr(cache_info())
 
 
-def test_r13_clear_cache_forgets_denials_and_failures(
-    use: Any, vault_like: VaultLike, loopback: Loopback
-) -> None:
+def test_r13_clear_cache_forgets_denials_and_failures(use: Any, vault_like: VaultLike, loopback: Loopback) -> None:
     """R13: after ``clear_cache()`` a denied credential is read again at once, and so is a backend that has just
     failed."""
     use()

@@ -414,9 +414,7 @@ print(json.dumps([status_of(pid) for pid in children]))
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda auth: pickle.loads(pickle.dumps(auth))])
 @pytest.mark.parametrize("kind", [SecretsAuth, SecretsAuthProvider])
-def test_p6_a_copy_fetches_for_itself(
-    configure: Configure, vault_like: VaultLike, kind: type, copied: Any
-) -> None:
+def test_p6_a_copy_fetches_for_itself(configure: Configure, vault_like: VaultLike, kind: type, copied: Any) -> None:
     """P6: a copy of an object that works from the environment is one that works from the environment."""
     configure(vault_like.settings())
     again = copied(kind())
@@ -428,9 +426,7 @@ def test_p6_a_copy_fetches_for_itself(
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("kind", [SecretsAuth, SecretsAuthProvider])
-def test_p6_pickles_hold_no_secret(
-    configure: Configure, vault_like: VaultLike, kind: type, protocol: int
-) -> None:
+def test_p6_pickles_hold_no_secret(configure: Configure, vault_like: VaultLike, kind: type, protocol: int) -> None:
     """P6, S1: neither the credential nor a setting is in a pickle; the copy says which settings it lacks."""
     settings = {**vault_like.settings(), "VAULT_TOKEN": "canary-token"}
     vault_like.fields = {"token": "canary-credential"}

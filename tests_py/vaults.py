@@ -103,9 +103,7 @@ class Signer:
     def public_pem(self) -> str:
         """The key that verifies them."""
         public = self._key.public_key()
-        return public.public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        ).decode()
+        return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
 
     def token(self, life: float = 300, **claims: Any) -> str:
         """A signed token with these claims, good for ``life`` seconds."""

@@ -182,7 +182,7 @@ def moto_settings(moto: Moto) -> dict[str, str] | None:
     }
     create = (
         "import boto3; boto3.client('secretsmanager').create_secret(Name='bench/mlflow',"
-        " SecretString='{\"token\": \"bench-token\"}')"
+        ' SecretString=\'{"token": "bench-token"}\')'
     )
     subprocess.run([str(THEIRS), "-c", create], env=clean_environment(**settings), check=True)
     return settings

@@ -22,9 +22,7 @@ def configure(level: str) -> None:
     if number is None:
         if level not in _warned:
             _warned.add(level)
-            logger.warning(
-                "MLFLOW_SECRETS_LOG_LEVEL is set to %r; accepted: DEBUG, INFO, WARNING or ERROR", level[:80]
-            )
+            logger.warning("MLFLOW_SECRETS_LOG_LEVEL is set to %r; accepted: DEBUG, INFO, WARNING or ERROR", level[:80])
         return
     logger.setLevel(number)
     if not logger.hasHandlers():

@@ -97,9 +97,7 @@ class _Grant:
 
     __slots__ = ("_auth", "generation", "headers", "on_response", "origin")
 
-    def __init__(
-        self, auth: SecretsAuth, headers: tuple[tuple[str, str], ...], origin: str, generation: int
-    ) -> None:
+    def __init__(self, auth: SecretsAuth, headers: tuple[tuple[str, str], ...], origin: str, generation: int) -> None:
         self._auth = auth
         self.headers = headers
         self.origin = origin
