@@ -28,6 +28,9 @@
 //! Four words are kept apart: a *token* or *identity* logs us in to the backend; a *secret* is what the backend stores; a
 //! *credential* is what the MLflow server wants; a *header* is what goes on the wire.
 
+#[cfg(not(any(feature = "vault", feature = "aws", feature = "azure")))]
+compile_error!("a build needs a backend: enable at least one of the features vault, aws, azure");
+
 pub mod allowlist;
 pub mod authorizer;
 pub mod cache;
