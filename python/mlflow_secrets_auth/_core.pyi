@@ -1,13 +1,30 @@
 """The Rust core. Use the public modules instead; these names may change."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, TypedDict, final
+
+__all__ = [
+    "Authorizer",
+    "__version__",
+    "access_settings",
+    "cache_info",
+    "clear_cache",
+    "error_codes",
+    "examine",
+    "examine_url",
+    "info",
+    "keeps_credential",
+    "matches",
+    "origin",
+    "provider_names",
+    "variables",
+]
 
 __version__: str
 
-Headers = tuple[tuple[str, str], ...]
+_Headers = tuple[tuple[str, str], ...]
 
-class Variable(TypedDict):
+class _Variable(TypedDict):
     name: str
     section: str
     summary: str
@@ -18,10 +35,11 @@ class Variable(TypedDict):
     secret: bool
     required: bool
 
+@final
 class Authorizer:
     def __new__(
         cls,
-        make_grant: Callable[[Headers, str, int], Any],
+        make_grant: Callable[[_Headers, str, int], Any],
         settings: Mapping[str, Any] | None = None,
         own_request: bool = False,
     ) -> Authorizer: ...
@@ -41,5 +59,5 @@ def origin(url: str) -> str: ...
 def keeps_credential(url: str, next_url: str) -> bool: ...
 def clear_cache() -> None: ...
 def cache_info() -> dict[str, Any]: ...
-def variables() -> list[Variable]: ...
+def variables() -> list[_Variable]: ...
 def error_codes() -> list[tuple[str, str, str]]: ...

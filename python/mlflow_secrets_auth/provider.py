@@ -26,11 +26,12 @@ class SecretsAuthProvider(RequestAuthProvider):
         self._settings = settings
         self._auth: SecretsAuth | None = None
 
-    def get_name(self) -> str:
+    # MLflow's abstract methods have no annotations, and pyright reads their empty bodies as `-> None`.
+    def get_name(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """``mlflow_secrets_auth``, as it stands in ``MLFLOW_TRACKING_AUTH``."""
         return "mlflow_secrets_auth"
 
-    def get_auth(self) -> SecretsAuth:
+    def get_auth(self) -> SecretsAuth:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The auth object for ``requests``. No I/O."""
         auth = self._auth
         if auth is None:
