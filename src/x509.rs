@@ -13,6 +13,10 @@ const COMMON_NAME: &[u8] = &[0x55, 4, 3];
 const ORGANISATION: &[u8] = &[0x55, 4, 10];
 
 /// A certificate's facts.
+#[cfg_attr(
+    not(feature = "azure"),
+    expect(dead_code, reason = "only Azure's sign-in asks for the validity and the key")
+)]
 pub struct Certificate<'a> {
     /// From when on it is valid.
     pub begins: SystemTime,
