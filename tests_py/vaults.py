@@ -123,27 +123,31 @@ class Kubernetes(Loopback):
 
     def __init__(self) -> None:
         super().__init__(self._review)
-        self.good: dict[str, str] = {}
+        self.good: dict[str, tuple[str, str]] = {}
 
-    def service_account(self, signer: Signer, name: str) -> str:
+    def service_account(self, signer: Signer, name: str, namespace: str = "default", **claims: Any) -> str:
         """The token of a pod's service account."""
         account = {"name": name, "uid": f"uid-of-{name}"}
         token = signer.token(
             iss="https://kubernetes.default.svc.cluster.local",
-            sub=f"system:serviceaccount:default:{name}",
-            **{"kubernetes.io": {"namespace": "default", "serviceaccount": account}},
+            sub=f"system:serviceaccount:{namespace}:{name}",
+            **{"kubernetes.io": {"namespace": namespace, "serviceaccount": account}},
+            **claims,
         )
-        self.good[token] = name
+        self.good[token] = namespace, name
         return token
 
     def _review(self, request: Request) -> Answer:
-        name = self.good.get(json.loads(request.body)["spec"]["token"])
+        spec = json.loads(request.body)["spec"]
+        namespace, name = self.good.get(spec["token"], ("", ""))
         user = {
-            "username": f"system:serviceaccount:default:{name}",
+            "username": f"system:serviceaccount:{namespace}:{name}",
             "uid": f"uid-of-{name}",
-            "groups": ["system:serviceaccounts", "system:serviceaccounts:default"],
+            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{namespace}"],
         }
-        status = {"authenticated": True, "user": user} if name else {"authenticated": False}
+        status: dict[str, Any] = {"authenticated": False}
+        if name:
+            status = {"authenticated": True, "user": user, "audiences": spec.get("audiences", [])}
         return Answer.json({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "status": status}, 201)
 
 
