@@ -27,7 +27,13 @@ const MAX_CACHES: usize = 64;
 /// Each configuration's credential, oldest first.
 type Caches = Vec<(FetchSettings, Arc<CredentialCache>)>;
 
+/// How many warnings are remembered as told.
+const MAX_TOLD: usize = 1000;
+
 static CACHES: LazyLock<ArcSwap<Caches>> = LazyLock::new(ArcSwap::default);
+
+/// The warnings that this process has logged, so that none is logged with every request.
+static TOLD: LazyLock<ArcSwap<HashSet<String>>> = LazyLock::new(ArcSwap::default);
 
 /// Tells the URLs whose origins may get the credential when there is no allowlist: MLflow's tracking and registry URIs,
 /// and for a user's own request that request's.
@@ -48,7 +54,6 @@ pub enum Decision {
 pub struct Authorizer {
     settings: Settings,
     cache: Arc<CredentialCache>,
-    warned: ArcSwap<HashSet<String>>,
 }
 
 impl Authorizer {
@@ -60,7 +65,7 @@ impl Authorizer {
 
     /// An authorizer with a cache of its own.
     pub fn with_cache(settings: Settings, cache: Arc<CredentialCache>) -> Self {
-        Self { settings, cache, warned: ArcSwap::default() }
+        Self { settings, cache }
     }
 
     /// The credential for a request to `url`, or `None` where the request goes on without one.
@@ -119,24 +124,26 @@ impl Authorizer {
         }
     }
 
+    /// Logs what the settings deserve a warning for, each once per process.
+    pub fn warn_of_settings(&self) {
+        for notice in self.settings.notices.iter().filter(|notice| is_news(notice)) {
+            log::warn!(target: "mlflow_secrets_auth.settings", event = "notice"; "{notice}");
+        }
+    }
+
     /// Logs that `origin` gets nothing, once per host.
     pub fn warn_not_allowed(&self, origin: &Origin) {
-        if self.warned.load().contains(origin.host()) {
-            return;
-        }
-        self.warned.rcu(|warned| {
-            let mut warned = HashSet::clone(warned);
-            warned.insert(origin.host().to_owned());
-            warned
-        });
+        let host = origin.host();
         let why = match self.settings.access.allowlist {
             Some(_) => "MLFLOW_SECRETS_ALLOWED_HOSTS has no pattern for it",
             None => {
                 "it is neither MLflow's tracking nor its registry server; to permit it, name it in MLFLOW_SECRETS_ALLOWED_HOSTS"
             }
         };
-        log::warn!(target: "mlflow_secrets_auth.auth", event = "not_allowed", host = origin.host();
-            "no credential for {origin}: {why}");
+        if is_news(&format!("{host}: {why}")) {
+            log::warn!(target: "mlflow_secrets_auth.auth", event = "not_allowed", host = host;
+                "no credential for {origin}: {why}");
+        }
     }
 
     /// The settings that it works by.
@@ -148,6 +155,25 @@ impl Authorizer {
     pub fn cache(&self) -> &Arc<CredentialCache> {
         &self.cache
     }
+}
+
+/// Whether `warning` is told for the first time.
+fn is_news(warning: &str) -> bool {
+    if TOLD.load().contains(warning) {
+        return false;
+    }
+    TOLD.rcu(|told| {
+        let mut told = if told.len() < MAX_TOLD { HashSet::clone(told) } else { HashSet::new() };
+        told.insert(warning.to_owned());
+        told
+    });
+    true
+}
+
+/// Forgets all credentials, rejections, failures and told warnings of this process; not logins.
+pub fn clear() {
+    caches().iter().for_each(|cache| cache.clear());
+    TOLD.store(Arc::default());
 }
 
 /// The cache of a configuration; a new one the first time.

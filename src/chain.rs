@@ -93,7 +93,7 @@ impl ProviderChain {
     /// The chain that `settings` describe.
     pub fn new(settings: &FetchSettings) -> Self {
         let links = settings.providers.iter().map(|provider| Link {
-            provider: provider.provider(&settings.roots),
+            provider: provider.provider(&settings.network),
             auth_mode: provider.auth_mode(),
             ttl: provider.ttl(),
         });

@@ -174,7 +174,7 @@ impl Examination<'_> {
     fn run(mut self, provider: &ProviderSettings) -> Result<Vec<Finding>> {
         let clock = SystemClock;
         let link = Link {
-            provider: provider.provider(&self.settings.roots),
+            provider: provider.provider(&self.settings.network),
             auth_mode: provider.auth_mode(),
             ttl: provider.ttl(),
         };
@@ -250,7 +250,13 @@ impl Examination<'_> {
             Err(TransportFailure::Tls(why)) => {
                 let issuer = driver.run(
                     async {
-                        Ok(tokio::time::timeout(ISSUER_LIMIT, http::certificate_issuer(&last.to)).await.ok().flatten())
+                        Ok(tokio::time::timeout(
+                            ISSUER_LIMIT,
+                            http::certificate_issuer(&last.to, &self.settings.network),
+                        )
+                        .await
+                        .ok()
+                        .flatten())
                     },
                     self.interrupt,
                 )?;

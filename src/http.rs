@@ -2,7 +2,6 @@
 
 use std::error::Error as StdError;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -16,9 +15,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::error::{Error, ErrorCode, Outlook, Result};
-use crate::origin::Origin;
+use crate::network::Network;
+use crate::origin::{Origin, Scheme};
 use crate::runtime;
-use crate::settings::{Reader, variables as var};
 use crate::steps;
 use crate::x509;
 
@@ -32,79 +31,32 @@ const POOL_IDLE: Duration = Duration::from_secs(1);
 /// No answer that we want is larger.
 pub(crate) const MAX_BODY: usize = 1 << 20;
 
-/// The CA certificates that a backend's certificate must lead to.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum TrustRoots {
-    /// Those of the operating system.
-    #[default]
-    System,
-    /// Those in a PEM file, or in the PEM files of a directory, and no others.
-    Only {
-        /// The variable that named the file, for error texts.
-        variable: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-    },
-}
-
-impl TrustRoots {
-    /// The roots for every backend: `REQUESTS_CA_BUNDLE`, else `SSL_CERT_FILE`, else the system's.
-    pub fn read(reader: &mut Reader<'_>) -> Self {
-        let variables = [&var::REQUESTS_CA_BUNDLE, &var::SSL_CERT_FILE];
-        let named = variables.map(|variable| reader.text(variable).map(|path| (variable.name, path)));
-        match named.into_iter().flatten().next() {
-            Some((variable, path)) => Self::Only { variable, path: path.into() },
-            None => Self::System,
-        }
-    }
-
-    fn certificates(&self) -> Result<Option<Vec<reqwest::Certificate>>> {
-        let Self::Only { variable, path } = self else { return Ok(None) };
-        let unusable = |what: String| {
-            Error::new(
-                ErrorCode::ConfigFile,
-                format!("{variable} names {}, {what}", path.display()),
-                format!("let {variable} name a PEM file with CA certificates, or unset it"),
-            )
-        };
-        let unreadable = |e: io::Error| unusable(format!("which can't be read: {}", plain_io(&e)));
-        let mut certificates = Vec::new();
-        for file in files(path).map_err(unreadable)? {
-            let pem = std::fs::read(&file).map_err(unreadable)?;
-            certificates.extend(reqwest::Certificate::from_pem_bundle(&pem).unwrap_or_default());
-        }
-        if certificates.is_empty() {
-            return Err(unusable("which holds no PEM certificate".to_owned()));
-        }
-        Ok(Some(certificates))
-    }
-}
-
-/// The file itself, or the files in a directory; those in directories below it don't count.
-fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let entries = std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path()));
-    let mut files = entries.collect::<io::Result<Vec<_>>>()?;
-    files.retain(|file| file.is_file());
-    files.sort();
-    Ok(files)
-}
-
 /// What a backend needs of its HTTP client.
 #[derive(Clone, Debug)]
 pub struct ClientOptions<'a> {
     /// Whether the backend speaks TLS. For plain http no roots are loaded, which saves most of the first fetch's time.
     pub tls: bool,
-    /// The CA certificates to trust.
-    pub roots: &'a TrustRoots,
+    /// The roots and the proxies.
+    pub network: &'a Network,
     /// Turns certificate verification off.
     pub skip_verify: bool,
-    /// Whether the backend is on this machine, and so never behind a proxy.
-    pub loopback: bool,
+    /// Whether no proxy is used.
+    pub direct: bool,
     /// How long one request may take, body included; `None` leaves it to the fetch's deadline.
     pub request_timeout: Option<Duration>,
+}
+
+impl<'a> ClientOptions<'a> {
+    /// For a backend at `origin`: one on this machine, or one that tells the machine who it is, is asked without a proxy.
+    pub fn towards(origin: &Origin, network: &'a Network) -> Self {
+        Self {
+            tls: origin.scheme() == Scheme::Https,
+            network,
+            skip_verify: false,
+            direct: origin.is_loopback() || origin.is_metadata(),
+            request_timeout: None,
+        }
+    }
 }
 
 /// Makes a client. It follows no redirects, because a redirect would carry the backend's token along.
@@ -133,9 +85,7 @@ pub fn client_with(
     if let Some(timeout) = options.request_timeout {
         builder = builder.timeout(timeout);
     }
-    if options.loopback {
-        builder = builder.no_proxy();
-    }
+    builder = with_proxies(builder, options).map_err(|e| unmakeable(&e))?;
     if steps::is_watched() {
         builder = builder.dns_resolver(Arc::new(Lookup)).connector_layer(Connecting(()));
     }
@@ -143,16 +93,47 @@ pub fn client_with(
         builder = builder.tls_certs_only(Vec::new());
     } else if options.skip_verify {
         builder = builder.tls_danger_accept_invalid_certs(true);
-    } else if let Some(certificates) = options.roots.certificates()? {
+    } else if let Some(certificates) = options.network.roots.certificates()? {
         builder = builder.tls_certs_only(certificates);
     }
-    adapt(builder).build().map_err(|e| {
-        Error::new(
-            ErrorCode::FetchClient,
-            format!("the HTTP client can't be made: {}", reason(&e)),
-            "install the system's CA certificates (package ca-certificates), or name a PEM file in SSL_CERT_FILE",
-        )
-    })
+    let client = adapt(builder).build().map_err(|e| unmakeable(&e))?;
+    log_client(options);
+    Ok(client)
+}
+
+/// The proxies as they stand in the settings, not as the library would read them from the process.
+fn with_proxies(
+    builder: reqwest::ClientBuilder,
+    options: &ClientOptions<'_>,
+) -> reqwest::Result<reqwest::ClientBuilder> {
+    let builder = builder.no_proxy();
+    if options.direct {
+        return Ok(builder);
+    }
+    Ok(options.network.proxies.rules()?.into_iter().fold(builder, reqwest::ClientBuilder::proxy))
+}
+
+fn unmakeable(error: &reqwest::Error) -> Error {
+    Error::new(
+        ErrorCode::FetchClient,
+        format!("the HTTP client can't be made: {}", reason(error)),
+        "install the system's CA certificates (package ca-certificates), or name a PEM file in SSL_CERT_FILE",
+    )
+}
+
+fn log_client(options: &ClientOptions<'_>) {
+    let roots = match (options.tls, options.skip_verify) {
+        (false, _) => "none (plain http)".to_owned(),
+        (true, true) => "none (not verified)".to_owned(),
+        (true, false) => options.network.roots.to_string(),
+    };
+    let proxy = if options.direct { "none (direct)".to_owned() } else { options.network.proxies.shown(options.tls) };
+    let timeout_ms = options.request_timeout.map_or(0, |timeout| timeout.as_millis() as u64);
+    let limit =
+        options.request_timeout.map_or("the fetch's".to_owned(), |timeout| format!("{} s", timeout.as_secs_f64()));
+    log::debug!(target: "mlflow_secrets_auth.http", event = "client", tls = options.tls, verify = !options.skip_verify,
+        roots = roots.as_str(), proxy = proxy.as_str(), timeout_ms = timeout_ms;
+        "a client: roots {roots}; proxy {proxy}; time limit {limit}");
 }
 
 /// Names are looked up as ever, and how long it took is noted.
@@ -204,7 +185,7 @@ impl<R, S: Service<R, Future: Send + 'static>> Service<R> for Connecting<S> {
 
 /// Who signed the certificate that the server at `url` shows. Nothing is sent to it but the beginning of a handshake, which
 /// is then refused; `None` where it shows none.
-pub(crate) async fn certificate_issuer(url: &str) -> Option<String> {
+pub(crate) async fn certificate_issuer(url: &str, network: &Network) -> Option<String> {
     let shown = Arc::new(ShownCertificate::default());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
@@ -213,11 +194,9 @@ pub(crate) async fn certificate_issuer(url: &str) -> Option<String> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&shown) as _)
         .with_no_client_auth();
-    let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tls_backend_preconfigured(tls);
-    if Origin::of(url).is_ok_and(|origin| origin.is_loopback()) {
-        builder = builder.no_proxy();
-    }
-    let _ = builder.build().ok()?.head(url).send().await;
+    let options = ClientOptions::towards(&Origin::of(url).ok()?, network);
+    let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tls_backend_preconfigured(tls);
+    let _ = with_proxies(builder, &options).ok()?.build().ok()?.head(url).send().await;
     shown.0.get().cloned()
 }
 

@@ -22,8 +22,8 @@
 //! ```
 //!
 //! The cache stands on two smaller rooms: `flight` (one leader fetches, the others wait) and `denials` (who denied what).
-//! `authorizer` runs these steps; `settings` says how; `error` says what went wrong; `runtime`, `retry`, `http` and `clock`
-//! are the ground that they stand on. `python` binds it all to Python, and is the only part that knows PyO3.
+//! `authorizer` runs these steps; `settings` says how; `error` says what went wrong; `runtime`, `retry`, `http`,
+//! `network` and `clock` are the ground that they stand on. `python` binds it all to Python, and is the only part that knows PyO3.
 //!
 //! Four words are kept apart: a *token* or *identity* logs us in to the backend; a *secret* is what the backend stores; a
 //! *credential* is what the MLflow server wants; a *header* is what goes on the wire.
@@ -43,6 +43,7 @@ pub mod error;
 mod flight;
 pub mod header;
 pub mod http;
+pub mod network;
 pub mod origin;
 pub mod provider;
 #[cfg(feature = "python")]

@@ -118,6 +118,18 @@ impl Origin {
             || host.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback())
     }
 
+    /// Whether the host is an address at which a cloud tells a machine or a container who it is: 169.254.0.0/16, where
+    /// EC2, ECS, EKS, Azure's machines and its App Service have theirs, or one of AWS's in IPv6.
+    pub fn is_metadata(&self) -> bool {
+        self.host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_link_local())
+            || matches!(self.host.as_str(), "fd00:ec2::254" | "fd00:ec2::23")
+    }
+
+    /// Whether whoever is on the way can read along: plain http to a host that is neither this machine nor next to it.
+    pub fn is_exposed(&self) -> bool {
+        self.scheme == Scheme::Http && !self.is_loopback() && !self.is_metadata()
+    }
+
     /// Whether a redirect from here to `next` may keep our headers: the same origin, or the same host from http on
     /// port 80 to https on port 443, as in `requests`.
     pub fn keeps_credential(&self, next: &Origin) -> bool {
@@ -218,6 +230,11 @@ fn refused(url: &str, reason: &'static str) -> Error {
         format!("{} is not a URL that can be given a credential: {reason}", redacted(url)),
         "write the URL plainly, as http(s)://host[:port]/path; credentials come from the secrets manager, not from the URL",
     )
+}
+
+/// What was meant to be a URL or a part of one, as it may be shown: unchanged, but for user information.
+pub(crate) fn without_user(text: &str) -> String {
+    if text.contains('@') { redacted(text) } else { text.to_owned() }
 }
 
 /// `url` as it may be shown: without user information, query and fragment, and with everything unprintable escaped.

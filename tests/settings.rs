@@ -257,3 +257,26 @@ fn every_variable_is_documented() {
         assert!(!sounds_secret || variable.secret, "{} is not marked as secret", variable.name);
     }
 }
+
+/// S1: a URL in the record of what was read, which `info` shows, has no user information, well-formed or not.
+#[test]
+fn what_was_read_is_recorded_without_user_information() {
+    for (name, value) in [
+        ("VAULT_ADDR", "https://jim:canary@vault.example.com"),
+        ("VAULT_ADDR", "jim:canary@vault.example.com"),
+        ("VAULT_ADDR", "https://jim:can/canary@vault.example.com"),
+        ("HTTPS_PROXY", "http://jim:canary@proxy:3128"),
+        ("HTTPS_PROXY", "jim:canary@proxy:3128"),
+        ("MLFLOW_SECRETS_ALLOWED_HOSTS", "good.com,https://jim:canary@b.com"),
+    ] {
+        let environment = environment(&[(name, value)]);
+        let mut reader = Reader::new(&environment);
+        let settings = Settings::read_from(&mut reader);
+        let reading = reader.readings().iter().find(|reading| reading.variable.name == name);
+        let reading = reading.unwrap_or_else(|| panic!("{name} was not read"));
+        assert!(reading.value.contains("***") && !reading.value.contains("canary"), "{value}: {}", reading.value);
+        let errors: String = reader.errors().iter().map(ToString::to_string).collect();
+        assert!(!errors.contains("canary"), "{value}: {errors}");
+        assert!(!format!("{settings:?}").contains("canary"), "{value}");
+    }
+}

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use mlflow_secrets_auth::clock::Clock;
-use mlflow_secrets_auth::http::TrustRoots;
+use mlflow_secrets_auth::network::Network;
 use mlflow_secrets_auth::provider::vault::{VaultProvider, VaultSettings};
 use mlflow_secrets_auth::provider::{Provider, SecretPayload};
 use mlflow_secrets_auth::runtime::{Driver, UNINTERRUPTED};
@@ -172,7 +172,7 @@ impl Running {
         let environment: Environment = common.iter().chain(login).copied().collect();
         let mut reader = Reader::new(&environment);
         let settings = VaultSettings::read(&mut reader).unwrap().unwrap();
-        VaultProvider::new(settings, TrustRoots::System)
+        VaultProvider::new(settings, Network::default())
     }
 
     /// Fetches every `interval` seconds for a day; `each` sees every outcome and may change the server.

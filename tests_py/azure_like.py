@@ -19,9 +19,9 @@ from loopback import Answer
 class AzureLike(AbstractContextManager["AzureLike"]):
     """What `VaultLike` is for Vault. Signing in is as in the stand-in."""
 
-    def __init__(self) -> None:
+    def __init__(self, host_names: tuple[str, ...] = HOST_NAMES) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="azure-like-")
-        authority = Authority(Path(self._folder.name), HOST_NAMES)
+        authority = Authority(Path(self._folder.name), host_names)
         self._ca_file = str(authority.ca_file)
         tls = authority.server_context()
         self._entra = Entra(tls, VAULT_RESOURCE)

@@ -1,75 +1,21 @@
-"""Networks for the Azure tests: one where Azure's names lead to a stand-in, one that has a metadata service."""
+"""A network for the Azure tests that has a metadata service."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-import selectors
 import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from fcntl import ioctl
-from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 METADATA_ADDRESS = ("169.254.169.254", 80)
 
 CLONE_NEWNET = 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFADDR = 0x8913, 0x8914, 0x8916
 IFF_UP = 1
-
-
-class Proxy(AbstractContextManager["Proxy"]):
-    """A CONNECT proxy that leads hosts by their suffix to ports of this machine, and records the hosts."""
-
-    def __init__(self, ports: dict[str, int]) -> None:
-        self.asked: list[str] = []
-        outer = self
-
-        class Handler(StreamRequestHandler):
-            def handle(self) -> None:
-                method, target, _ = self.rfile.readline().decode().split(" ", 2)
-                while self.rfile.readline() not in (b"\r\n", b""):
-                    pass
-                outer.asked.append(target if method == "CONNECT" else f"{method} {target}")
-                host = target.rpartition(":")[0]
-                port = next((port for suffix, port in ports.items() if host.endswith(suffix)), None)
-                if method != "CONNECT" or port is None:
-                    self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
-                    return
-                with socket.create_connection(("127.0.0.1", port)) as peer:
-                    self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-                    _splice(self.connection, peer)
-
-        class Server(ThreadingTCPServer):
-            daemon_threads = True
-            block_on_close = False
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Proxy:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def _splice(one: socket.socket, other: socket.socket) -> None:
-    with selectors.DefaultSelector() as selector, contextlib.suppress(OSError):
-        selector.register(one, selectors.EVENT_READ, other)
-        selector.register(other, selectors.EVENT_READ, one)
-        while True:
-            for key, _ in selector.select():
-                data = key.fileobj.recv(65536)  # type: ignore[union-attr]
-                if not data:
-                    return
-                key.data.sendall(data)
 
 
 class PrivateNetwork:

@@ -14,6 +14,9 @@ from servers import MlflowServer, OpenBao
 
 Configure = Callable[..., None]
 
+PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+NETWORK = PROXIES | {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+
 pytest_plugins = ["aws_fixtures", "vault_fixtures"]
 
 
@@ -49,7 +52,7 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     for name in list(os.environ):
         azure_machine = ("IDENTITY_", "IMDS_", "MSI_", "DEFAULT_IDENTITY_")
         ours = ("MLFLOW_", "VAULT_", "BAO_", "AWS_", "AZURE_", *azure_machine)
-        if name.startswith(ours) or name.upper() in {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}:
+        if name.startswith(ours) or name.upper() in NETWORK:
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()

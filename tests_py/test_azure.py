@@ -32,7 +32,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 
 from azure_fixtures import CANARIES, azure, azure_servers, silence
-from azure_network import Proxy
 from azure_referee import URL, Verdict, failure, official, ours
 from azure_stand_in import App, AzureStandIn, ClientCertificate, FederatedIssuer
 from azure_stand_in_server import key_pem
@@ -46,6 +45,7 @@ from mlflow_secrets_auth import (
     headers_for,
     refresh,
 )
+from proxies import Proxy
 
 __all__ = ["azure", "azure_servers", "silence"]
 

@@ -14,7 +14,8 @@ import trustme
 
 from loopback import Answer, Loopback, Request
 from mlflow_secrets_auth import headers_for, refresh
-from vaults import URL, SealableBao, TlsBao, TlsLoopback, Tunnels, enable_approle, failure, passed_on, read_policy
+from proxies import Proxy
+from vaults import URL, SealableBao, TlsBao, TlsLoopback, enable_approle, failure, passed_on, read_policy
 
 ABC = {"Authorization": "Bearer abc"}
 
@@ -165,7 +166,7 @@ def test_an_http_proxy_and_its_exceptions(bao, use_vault, path, loopback, monkey
 
 def test_tls_through_a_proxy(use_tls, tls_bao, monkeypatch) -> None:
     port = tls_bao.tls_url.rsplit(":", 1)[1]
-    with Tunnels(int(port)) as proxy:
+    with Proxy({"": int(port)}) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         use_tls(VAULT_ADDR=f"https://{TlsBao.NAME}:{port}", VAULT_TLS_SERVER_NAME=None)
         assert headers_for(URL) == ABC

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import http.client
 import json
 import re
 import shutil
-import socket
 import socketserver
 import ssl
 import tempfile
@@ -309,47 +307,6 @@ class FakeRedis(AbstractContextManager["FakeRedis"]):
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-
-class Tunnels(AbstractContextManager["Tunnels"]):
-    """An HTTP proxy for TLS: connects every ``CONNECT``, whatever host it names, to one port of loopback."""
-
-    def __init__(self, port: int) -> None:
-        self.asked: list[str] = []
-        outer = self
-
-        class Handler(socketserver.StreamRequestHandler):
-            def handle(self) -> None:
-                outer.asked.append(self.rfile.readline().decode().split()[1])
-                while self.rfile.readline().strip():
-                    pass
-                with socket.create_connection(("127.0.0.1", port)) as upstream:
-                    self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-                    back = threading.Thread(target=self._copy, args=(upstream, self.connection), daemon=True)
-                    back.start()
-                    self._copy(self.connection, upstream)
-                    back.join()
-
-            @staticmethod
-            def _copy(source: socket.socket, target: socket.socket) -> None:
-                with contextlib.suppress(OSError):
-                    while data := source.recv(65536):
-                        target.sendall(data)
-                    target.shutdown(socket.SHUT_WR)
-
-        class Quiet(socketserver.ThreadingTCPServer):
-            daemon_threads = True
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-
-    def __enter__(self) -> Tunnels:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
 
 
 def passed_on(bao: OpenBao) -> Rule:

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use crate::clock::Clock;
 use crate::credential::AuthMode;
 use crate::error::{Error, ErrorCode, Result};
-use crate::http::TrustRoots;
+use crate::network::Network;
 use crate::secret::SecretString;
 use crate::settings::Reader;
 use crate::settings::variables::{self as var, Variable};
@@ -155,14 +155,14 @@ impl ProviderSettings {
     }
 
     /// The provider that these settings describe. Nothing is contacted yet.
-    pub fn provider(&self, roots: &TrustRoots) -> Box<dyn Provider> {
+    pub fn provider(&self, network: &Network) -> Box<dyn Provider> {
         match self {
             #[cfg(feature = "vault")]
-            Self::Vault(settings) => Box::new(vault::VaultProvider::new((**settings).clone(), roots.clone())),
+            Self::Vault(settings) => Box::new(vault::VaultProvider::new((**settings).clone(), network.clone())),
             #[cfg(feature = "aws")]
-            Self::Aws(settings) => Box::new(aws::AwsProvider::new((**settings).clone(), roots.clone())),
+            Self::Aws(settings) => Box::new(aws::AwsProvider::new((**settings).clone(), network.clone())),
             #[cfg(feature = "azure")]
-            Self::Azure(settings) => Box::new(azure::AzureProvider::new((**settings).clone(), roots.clone())),
+            Self::Azure(settings) => Box::new(azure::AzureProvider::new((**settings).clone(), network.clone())),
         }
     }
 }

@@ -151,16 +151,17 @@ impl Authorizer {
         let settings = Settings::read_from(&mut reader);
         let watch = match self.given {
             Some(_) => None,
-            None => Watch::new(py, reader.readings().iter().map(|reading| reading.variable.name).chain(MLFLOW_URIS))?,
+            None => Watch::new(
+                py,
+                reader.readings().iter().flat_map(|reading| reading.variable.names()).chain(MLFLOW_URIS),
+            )?,
         };
         if let Some(level) = environment.get(var::MLFLOW_SECRETS_LOG_LEVEL.name) {
             calls::call_method(&calls::import(py, "mlflow_secrets_auth._logging")?, "configure", (level,))?;
         }
         let outcome = reader.finish(settings).map(core::Authorizer::new);
         if let Ok(core) = &outcome {
-            for notice in &core.settings().notices {
-                log::warn!(target: "mlflow_secrets_auth.settings", event = "notice"; "{notice}");
-            }
+            core.warn_of_settings();
         }
         Ok(State { watch, outcome, places: ArcSwap::default() })
     }

@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 use crate::allowlist::{Allowlist, Pattern, Verdict};
 use crate::cache::total_counts;
 use crate::error::{Error, ErrorCode};
-use crate::origin::Origin;
+use crate::origin::{Origin, without_user};
 use crate::provider::ProviderKind;
 use crate::runtime::Interrupt;
 use crate::settings::variables::{ALL, Section};
@@ -121,7 +121,11 @@ fn matches(py: Python<'_>, url: &str, patterns: Vec<String>) -> PyResult<bool> {
         let hint = "a pattern is [scheme://]host[:port], for example *.example.com";
         exception(
             py,
-            &Error::new(ErrorCode::ConfigInvalidValue, format!("the pattern {text:?} is not usable: {why}"), hint),
+            &Error::new(
+                ErrorCode::ConfigInvalidValue,
+                format!("the pattern {:?} is not usable: {why}", without_user(text)),
+                hint,
+            ),
         )
     })?;
     Ok(matches!(Allowlist::new(patterns).verdict(&origin), Verdict::Allowed { .. }))
@@ -142,9 +146,7 @@ fn keeps_credential(url: &str, next_url: &str) -> bool {
 /// Forgets all credentials, rejections and failures; not logins.
 #[pyfunction]
 fn clear_cache() {
-    for cache in core::caches() {
-        cache.clear();
-    }
+    core::clear();
 }
 
 /// Counters and entries of every cache, summed up.
@@ -225,7 +227,7 @@ impl Section {
             Self::Vault => "HashiCorp Vault and OpenBao",
             Self::Aws => "AWS Secrets Manager",
             Self::Azure => "Azure Key Vault",
-            Self::Network => "TLS roots",
+            Self::Network => "TLS roots and proxies",
         }
     }
 }

@@ -11,7 +11,8 @@ pub use reader::{Reader, Source};
 use crate::allowlist::{Allowlist, Pattern};
 use crate::error::{Error, ErrorCode, Result};
 use crate::header::{is_header_name, is_reserved};
-use crate::http::TrustRoots;
+use crate::network::Network;
+use crate::origin::without_user;
 use crate::provider::{ProviderKind, ProviderSettings};
 use variables as var;
 
@@ -77,8 +78,8 @@ pub struct FetchSettings {
     pub timeout: Duration,
     /// `MLFLOW_SECRETS_STALE_IF_ERROR_SEC`.
     pub stale_if_error: Duration,
-    /// The CA certificates for every backend.
-    pub roots: TrustRoots,
+    /// The way to every backend.
+    pub network: Network,
 }
 
 /// Everything that the environment says, valid as a whole.
@@ -110,13 +111,13 @@ impl Settings {
         let max_retries = reader.whole_number(&var::MLFLOW_SECRETS_MAX_RETRIES, 3, 0..=10);
         let timeout = reader.seconds(&var::MLFLOW_SECRETS_TIMEOUT_SEC, 30, 1..=300);
         let stale_if_error = reader.seconds(&var::MLFLOW_SECRETS_STALE_IF_ERROR_SEC, 3600, 0..=604_800);
-        let roots = TrustRoots::read(reader);
+        let network = Network::read(reader);
         let providers = providers(reader);
         reader.warn_of_unknown_names();
         if providers.is_empty() || reader.has_errors() {
             return None;
         }
-        let fetch = FetchSettings { providers, header_name, max_retries, timeout, stale_if_error, roots };
+        let fetch = FetchSettings { providers, header_name, max_retries, timeout, stale_if_error, network };
         Some(Self { access, fetch, notices: reader.take_notices() })
     }
 
@@ -153,7 +154,7 @@ fn allowlist(reader: &mut Reader<'_>) -> Option<Allowlist> {
             Ok(pattern) => patterns.push(pattern),
             Err(problem) => reader.error(
                 ErrorCode::ConfigInvalidValue,
-                format!("{} has the pattern {part:?}: {problem}", variable.name),
+                format!("{} has the pattern {:?}: {problem}", variable.name, without_user(part)),
                 format!("use {}, for example {}", variable.accepts, variable.example),
             ),
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Environment;
 use super::variables::{ALL, Variable};
 use crate::error::{Error, ErrorCode, Result};
+use crate::origin::{Origin, without_user};
 use crate::secret::SecretString;
 
 /// Prefixes of names that are ours alone, so that an unknown name with one of them is most likely a typing error.
@@ -61,6 +62,19 @@ impl<'a> Reader<'a> {
     pub fn text_or_empty(&mut self, variable: &'static Variable) -> Option<String> {
         let text = self.text(variable);
         text.or_else(|| self.environment.contains(variable.name).then(String::new))
+    }
+
+    /// As [`text`](Self::text), of a variable that has a form in lower case, which comes first, as in `requests`.
+    pub fn in_either_case(&mut self, variable: &'static Variable) -> Option<String> {
+        let lower = variable.lower_case.and_then(|name| self.environment.get(name));
+        let value = lower.or_else(|| self.environment.get(variable.name)).map(|value| value.trim().to_owned());
+        self.record(variable, value.as_deref());
+        value
+    }
+
+    /// What is read from.
+    pub fn environment(&self) -> &'a Environment {
+        self.environment
     }
 
     /// The value as a secret, trimmed.
@@ -163,7 +177,8 @@ impl<'a> Reader<'a> {
 
     /// Records that `value` is not accepted for `variable`.
     pub fn invalid(&mut self, variable: &'static Variable, value: &str, nearest: Option<&str>) {
-        let shown = if variable.secret { "a value".to_owned() } else { format!("{:?}", shorten(value)) };
+        let shown =
+            if variable.secret { "a value".to_owned() } else { format!("{:?}", shorten(&shown(variable, value))) };
         let hint = match nearest {
             Some(nearest) => format!("did you mean {nearest}? Accepted: {}", variable.accepts),
             None => format!("use {}, for example {}={}", variable.accepts, variable.name, variable.example),
@@ -185,6 +200,16 @@ impl<'a> Reader<'a> {
     /// Records what deserves a warning.
     pub fn notice(&mut self, text: String) {
         self.notices.push(text);
+    }
+
+    /// Records a warning where `url`, which `variable` names, is plain http beyond this machine.
+    pub fn note_plain_http(&mut self, variable: &str, url: &str) {
+        if Origin::of(url).is_ok_and(|origin| origin.is_exposed()) {
+            let text = format!("{variable} is plain http: everybody on the way can read what logs in, and the secret");
+            if !self.notices.contains(&text) {
+                self.notice(text);
+            }
+        }
     }
 
     /// Whether anything is wrong so far.
@@ -246,8 +271,19 @@ impl<'a> Reader<'a> {
             return;
         }
         let source = if value.is_some() { Source::Variable } else { Source::Default };
-        let value = value.map_or(variable.default, |value| if variable.secret { "set" } else { value });
-        self.readings.push(Reading { variable, value: value.to_owned(), source });
+        let value = value.map_or_else(|| variable.default.to_owned(), |value| shown(variable, value));
+        self.readings.push(Reading { variable, value, source });
+    }
+}
+
+/// A value as it may be shown: nothing of a secret, and of a URL not what may be one.
+fn shown(variable: &Variable, value: &str) -> String {
+    if variable.secret {
+        "set".to_owned()
+    } else if variable.is_url() || value.contains("://") {
+        without_user(value)
+    } else {
+        value.to_owned()
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Variable {
     pub secret: bool,
     /// Whether its provider can't do without it.
     pub required: bool,
+    /// Its name in lower case, where that counts too.
+    pub lower_case: Option<&'static str>,
 }
 
 impl Variable {
@@ -49,6 +51,7 @@ impl Variable {
             example: "",
             secret: false,
             required: false,
+            lower_case: None,
         }
     }
 
@@ -75,6 +78,21 @@ impl Variable {
     const fn required(mut self) -> Self {
         self.required = true;
         self
+    }
+
+    const fn lower_case(mut self, name: &'static str) -> Self {
+        self.lower_case = Some(name);
+        self
+    }
+
+    /// Every name that it may be set by.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        [Some(self.name), self.lower_case].into_iter().flatten()
+    }
+
+    /// Whether its value is a URL, which may hold a password.
+    pub fn is_url(&self) -> bool {
+        self.accepts.contains("URL")
     }
 
     /// The first paragraph of its documentation, on one line.
@@ -391,8 +409,39 @@ variables! {
     /// The managed identity that Azure Machine Learning compute uses when `AZURE_CLIENT_ID` names none.
     DEFAULT_IDENTITY_CLIENT_ID: Azure.accepts("a client id").example("87654321-4321-4321-4321-210987654321");
 
-    /// A PEM file with the only CA certificates to trust, for every backend, as in `requests`.
-    REQUESTS_CA_BUNDLE: Network.default("the system's roots").accepts("a file path").example("/etc/ssl/company.pem");
-    /// A PEM file that takes the place of the system's CA certificates.
+    /// A PEM file, or a directory of them, with the only CA certificates to trust for every backend, as in `requests`.
+    REQUESTS_CA_BUNDLE: Network
+        .default("the system's roots").accepts("a file path or a directory").example("/etc/ssl/company.pem");
+    /// A PEM file that takes the place of the system's CA certificates, together with `SSL_CERT_DIR` where that is set too.
+    ///
+    /// `REQUESTS_CA_BUNDLE` wins over both.
     SSL_CERT_FILE: Network.default("the system's roots").accepts("a file path").example("/etc/ssl/company.pem");
+    /// A directory of PEM files that take the place of the system's CA certificates, together with `SSL_CERT_FILE` where
+    /// that is set too.
+    ///
+    /// Several directories are separated as in `PATH`. Every file in them counts, whatever its name.
+    SSL_CERT_DIR: Network.default("the system's roots").accepts("a directory").example("/etc/ssl/company.d");
+    /// The proxy for backends that speak https. Also in lower case, which comes first, as in `requests`.
+    ///
+    /// A user name and a password in it are sent to the proxy and shown nowhere. This machine (loopback) and the addresses
+    /// at which a cloud tells a machine who it is (169.254.0.0/16, managed identities, containers) are never asked through
+    /// a proxy. SOCKS proxies are not supported.
+    HTTPS_PROXY: Network
+        .default("ALL_PROXY").accepts("the URL of an HTTP proxy, http://[user:password@]host[:port]")
+        .example("http://proxy.example.com:3128").lower_case("https_proxy");
+    /// The proxy for backends that speak plain http. Also in lower case, which comes first.
+    ///
+    /// In a CGI script, where `REQUEST_METHOD` is set, only the lower-case name counts.
+    HTTP_PROXY: Network
+        .default("ALL_PROXY").accepts("the URL of an HTTP proxy, http://[user:password@]host[:port]")
+        .example("http://proxy.example.com:3128").lower_case("http_proxy");
+    /// The proxy where the one above for its scheme is unset. Also in lower case, which comes first.
+    ALL_PROXY: Network
+        .default("none").accepts("the URL of an HTTP proxy, http://[user:password@]host[:port]")
+        .example("http://proxy.example.com:3128").lower_case("all_proxy");
+    /// What is asked without a proxy: a comma list of hosts, which stand for what is below them too, of IP addresses and of
+    /// networks such as `10.0.0.0/8`; `*` is everything. Ports are not looked at. Also in lower case, which comes first.
+    NO_PROXY: Network
+        .default("none").accepts("a comma list of hosts, addresses and networks")
+        .example("vault.example.com,.internal,10.0.0.0/8").lower_case("no_proxy");
 }

@@ -17,8 +17,9 @@ use super::refusal::{Question, Refusal};
 use super::settings::{AgentSettings, AgentToken, AwsSettings, SecretVersion};
 use super::text_of;
 use crate::error::{Error, ErrorCode, Result};
-use crate::http::{self, BodyError, ClientOptions, TransportFailure, TrustRoots};
-use crate::origin::{Origin, Scheme};
+use crate::http::{self, BodyError, ClientOptions, TransportFailure};
+use crate::network::Network;
+use crate::origin::Origin;
 use crate::provider::{ProviderKind, SecretPayload};
 use crate::secret::SecretString;
 use crate::steps;
@@ -58,15 +59,8 @@ struct Answer {
 
 impl AgentClient {
     /// A client for `agent`.
-    pub fn new(agent: &AgentSettings, roots: &TrustRoots) -> Result<Self> {
-        let origin = Origin::of(&agent.url)?;
-        let options = ClientOptions {
-            tls: origin.scheme() == Scheme::Https,
-            roots,
-            skip_verify: false,
-            loopback: origin.is_loopback(),
-            request_timeout: None,
-        };
+    pub fn new(agent: &AgentSettings, network: &Network) -> Result<Self> {
+        let options = ClientOptions::towards(&Origin::of(&agent.url)?, network);
         Ok(Self { http: http::client(&options)? })
     }
 

@@ -19,7 +19,8 @@ use super::refusal::{Question, Refusal};
 use super::settings::{AwsSettings, RetryMode, SecretVersion, ServiceSettings};
 use super::transport::{Transport, is_unanswered};
 use crate::error::{Error, ErrorCode, Result};
-use crate::http::{TransportFailure, TrustRoots, sources};
+use crate::http::{TransportFailure, sources};
+use crate::network::Network;
 use crate::runtime;
 
 /// The SDK, configured from our settings and, for what we leave open, from the environment and the profile.
@@ -35,12 +36,12 @@ pub struct AwsClient {
 }
 
 impl AwsClient {
-    /// A client for `settings`, with `roots` where AWS has none of its own.
+    /// A client for `settings`, by way of `network`; AWS may have roots of its own.
     ///
     /// # Errors
     /// [`ErrorCode::AwsNoRegion`].
-    pub async fn new(settings: &AwsSettings, service: &ServiceSettings, roots: &TrustRoots) -> Result<Self> {
-        let transport = Transport::new(service.roots.clone().unwrap_or_else(|| roots.clone()));
+    pub async fn new(settings: &AwsSettings, service: &ServiceSettings, network: &Network) -> Result<Self> {
+        let transport = Transport::new(network.trusting(service.roots.as_ref()));
         let home = match service.region.clone() {
             Some(region) => Some(region),
             None => profile_region(service).await,

@@ -313,6 +313,10 @@ impl SignIn<'_> {
         build: impl FnOnce(&ProviderConfig) -> P,
     ) -> Result<Finding> {
         let transport = self.client.transport.watched();
+        let transport = match source {
+            Source::Container | Source::Metadata => transport.direct(),
+            Source::Environment | Source::Profile | Source::WebIdentity => transport,
+        };
         let config = &self.client.config;
         let provider_config = match source {
             // Without a sleep, the SDK leaves out the three attempts that it would make for a container.

@@ -28,14 +28,14 @@ pub use self::settings::{
 use super::{Provider, ProviderKind, SecretPayload};
 use crate::clock::Clock;
 use crate::error::{ErrorCode, Result};
-use crate::http::TrustRoots;
+use crate::network::Network;
 use crate::runtime::ProcessLocal;
 use crate::secret::SecretString;
 
 /// The AWS Secrets Manager provider.
 pub struct AwsProvider {
     settings: AwsSettings,
-    roots: TrustRoots,
+    network: Network,
     identity: Identity,
     client: ProcessLocal<ArcSwapOption<AwsClient>>,
     agent: ProcessLocal<ArcSwapOption<AgentClient>>,
@@ -45,11 +45,11 @@ pub struct AwsProvider {
 
 impl AwsProvider {
     /// A provider that has not contacted AWS yet.
-    pub fn new(settings: AwsSettings, roots: TrustRoots) -> Self {
+    pub fn new(settings: AwsSettings, network: Network) -> Self {
         let client = ProcessLocal::new(ArcSwapOption::empty);
         let agent = ProcessLocal::new(ArcSwapOption::empty);
         let past_agents_cache = AtomicBool::new(false);
-        Self { settings, roots, identity: Identity::default(), client, agent, past_agents_cache }
+        Self { settings, network, identity: Identity::default(), client, agent, past_agents_cache }
     }
 
     async fn fetch(&self, clock: &dyn Clock) -> Result<SecretPayload> {
@@ -101,7 +101,7 @@ impl AwsProvider {
         if let Some(client) = slot.load_full() {
             return Ok(client);
         }
-        let client = Arc::new(AwsClient::new(&self.settings, service, &self.roots).await?);
+        let client = Arc::new(AwsClient::new(&self.settings, service, &self.network).await?);
         slot.store(Some(Arc::clone(&client)));
         Ok(client)
     }
@@ -111,7 +111,7 @@ impl AwsProvider {
         if let Some(agent) = slot.load_full() {
             return Ok(agent);
         }
-        let agent = Arc::new(AgentClient::new(settings, &self.roots)?);
+        let agent = Arc::new(AgentClient::new(settings, &self.network)?);
         slot.store(Some(Arc::clone(&agent)));
         Ok(agent)
     }

@@ -8,8 +8,8 @@ use url::Url;
 
 use crate::credential::AuthMode;
 use crate::error::{ErrorCode, Result};
-use crate::http::TrustRoots;
-use crate::origin::{Origin, Scheme, redacted};
+use crate::network::TrustRoots;
+use crate::origin::{Origin, redacted};
 use crate::provider::ProviderKind;
 use crate::secret::SecretString;
 use crate::settings::variables::{self as var, Variable};
@@ -241,7 +241,7 @@ impl ServiceSettings {
             endpoints: endpoints(reader),
             use_fips: reader.optional_boolean(&var::AWS_USE_FIPS_ENDPOINT),
             use_dual_stack: reader.optional_boolean(&var::AWS_USE_DUALSTACK_ENDPOINT),
-            roots: cacert.map(|path| TrustRoots::Only { variable: var::AWS_CA_BUNDLE.name, path: path.into() }),
+            roots: cacert.map(|path| TrustRoots::only(&var::AWS_CA_BUNDLE, path)),
         }
     }
 }
@@ -475,28 +475,30 @@ fn metadata(reader: &mut Reader<'_>) -> Option<Metadata> {
     let endpoint = url(reader, &var::AWS_EC2_METADATA_SERVICE_ENDPOINT);
     let modes = [("ipv4", Some(false)), ("ipv6", Some(true))];
     let ipv6 = reader.choice(&var::AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE, &modes, None);
+    if let Some(endpoint) = endpoint.as_ref().filter(|_| !disabled) {
+        reader.note_plain_http(var::AWS_EC2_METADATA_SERVICE_ENDPOINT.name, endpoint);
+    }
     (!disabled).then_some(Metadata { endpoint, ipv6 })
 }
 
 fn endpoints(reader: &mut Reader<'_>) -> Endpoints {
-    let mut read = |variable| {
-        let url = url(reader, variable)?;
-        warn_of_plain_http(reader, variable, &url);
-        Some(url)
-    };
+    let mut read = |variable| Some((variable, url(reader, variable)?));
     let all = read(&var::AWS_ENDPOINT_URL);
-    let secrets_manager = read(&var::AWS_ENDPOINT_URL_SECRETS_MANAGER);
-    let sts = read(&var::AWS_ENDPOINT_URL_STS);
+    let secrets_manager = read(&var::AWS_ENDPOINT_URL_SECRETS_MANAGER).or_else(|| all.clone());
+    let sts = read(&var::AWS_ENDPOINT_URL_STS).or_else(|| all.clone());
     if reader.boolean(&var::AWS_IGNORE_CONFIGURED_ENDPOINT_URLS, false) {
         return Endpoints::default();
     }
-    Endpoints { secrets_manager: secrets_manager.or_else(|| all.clone()), sts: sts.or(all) }
+    for (variable, url) in [&secrets_manager, &sts].into_iter().flatten() {
+        reader.note_plain_http(variable.name, url);
+    }
+    Endpoints { secrets_manager: secrets_manager.map(|(_, url)| url), sts: sts.map(|(_, url)| url) }
 }
 
 fn agent(reader: &mut Reader<'_>) -> Option<AgentSettings> {
     let url = url(reader, &var::MLFLOW_AWS_AGENT_URL);
     if let Some(url) = &url {
-        warn_of_plain_http(reader, &var::MLFLOW_AWS_AGENT_URL, url);
+        reader.note_plain_http(var::MLFLOW_AWS_AGENT_URL.name, url);
     }
     let token = header_secret(reader, &var::MLFLOW_AWS_AGENT_TOKEN);
     let (set, unset) = match (url, token) {
@@ -532,11 +534,4 @@ fn url(reader: &mut Reader<'_>, variable: &'static Variable) -> Option<String> {
     }
     reader.invalid(variable, &redacted(&text), None);
     None
-}
-
-fn warn_of_plain_http(reader: &mut Reader<'_>, variable: &'static Variable, url: &str) {
-    let exposed = Origin::of(url).is_ok_and(|origin| origin.scheme() == Scheme::Http && !origin.is_loopback());
-    if exposed {
-        reader.notice(format!("{} is plain http: everybody on the way can read the secret", variable.name));
-    }
 }

@@ -17,17 +17,14 @@ use aws_smithy_types::body::SdkBody;
 use http_body_util::Limited;
 
 use crate::error::Result;
-use crate::http::{self, ClientOptions, TrustRoots};
-use crate::origin::{Origin, Scheme};
+use crate::http::{self, ClientOptions};
+use crate::network::Network;
+use crate::origin::Origin;
 use crate::provider::ProviderKind;
 use crate::steps;
 
 /// No answer that we want is larger: a secret has at most 64 KiB.
 const MAX_BODY: usize = 1 << 20;
-
-/// The addresses that give a machine or a container its identity: EC2, ECS, EKS. No proxy has any business there.
-const METADATA_HOSTS: [&str; 5] =
-    ["169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23"];
 
 /// The HTTP stack as the SDK wants it. Clones share the connections.
 #[derive(Clone)]
@@ -35,25 +32,31 @@ pub struct Transport {
     clients: Arc<Clients>,
     last_status: Arc<AtomicU16>,
     limit: Option<Duration>,
+    direct: bool,
 }
 
 /// One client per kind of destination, made when it is first needed: loading roots is most of a first fetch's time, and
 /// plain http needs none.
 struct Clients {
-    roots: TrustRoots,
+    network: Network,
     made: [ArcSwapOption<reqwest::Client>; 4],
 }
 
 impl Transport {
     /// A transport that has no client yet.
-    pub fn new(roots: TrustRoots) -> Self {
+    pub fn new(network: Network) -> Self {
         let made = std::array::from_fn(|_| ArcSwapOption::empty());
-        Self { clients: Arc::new(Clients { roots, made }), last_status: Arc::default(), limit: None }
+        Self { clients: Arc::new(Clients { network, made }), last_status: Arc::default(), limit: None, direct: false }
     }
 
     /// The same transport, with a memory of its own for [`last_status`](Self::last_status).
     pub fn watched(&self) -> Self {
         Self { last_status: Arc::default(), ..self.clone() }
+    }
+
+    /// The same transport without any proxy, for an endpoint that tells the machine who it is, wherever it was put.
+    pub fn direct(self) -> Self {
+        Self { direct: true, ..self }
     }
 
     /// The status of the last answer; `None` where none came.
@@ -65,7 +68,7 @@ impl Transport {
         let request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
         let (parts, body) = request.into_parts();
         let origin = Origin::of(&parts.uri.to_string()).map_err(|e| ConnectorError::user(e.into()))?;
-        let client = self.clients.towards(&origin).map_err(|e| ConnectorError::user(e.into()))?;
+        let client = self.clients.towards(&origin, self.direct).map_err(|e| ConnectorError::user(e.into()))?;
         let body = body.bytes().map(<[u8]>::to_vec).unwrap_or_default();
         let request = reqwest::Request::try_from(::http::Request::from_parts(parts, body))
             .map_err(|e| ConnectorError::user(e.into()))?;
@@ -89,21 +92,14 @@ impl Transport {
 }
 
 impl Clients {
-    fn towards(&self, origin: &Origin) -> Result<reqwest::Client> {
-        let tls = origin.scheme() == Scheme::Https;
-        let direct = origin.is_loopback() || METADATA_HOSTS.contains(&origin.host());
-        let slot = &self.made[usize::from(tls) + 2 * usize::from(direct)];
+    fn towards(&self, origin: &Origin, direct: bool) -> Result<reqwest::Client> {
+        // No time limit: the fetch's deadline holds, and the SDK has its own wishes for the metadata services.
+        let mut options = ClientOptions::towards(origin, &self.network);
+        options.direct |= direct;
+        let slot = &self.made[usize::from(options.tls) + 2 * usize::from(options.direct)];
         if let Some(client) = slot.load_full() {
             return Ok(reqwest::Client::clone(&client));
         }
-        let options = ClientOptions {
-            tls,
-            roots: &self.roots,
-            skip_verify: false,
-            loopback: direct,
-            // The fetch's deadline holds; the SDK has its own wishes for the metadata services.
-            request_timeout: None,
-        };
         let client = http::client(&options)?;
         slot.store(Some(Arc::new(client.clone())));
         Ok(client)

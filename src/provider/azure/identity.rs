@@ -37,6 +37,7 @@ use super::managed_identity::ManagedIdentity;
 use super::settings::{AzureSettings, CertificateFile, SignIn};
 use crate::error::{Error, ErrorCode, Outlook, Result};
 use crate::http::plain_io;
+use crate::network::Network;
 use crate::provider::ProviderKind;
 use crate::settings::variables as var;
 use crate::steps;
@@ -111,6 +112,7 @@ impl Identity {
     /// What a configured certificate or token file lacks, so that it is known before anything is sent.
     pub fn new(
         settings: &Arc<AzureSettings>,
+        network: &Network,
         http: &reqwest::Client,
         seen: &Arc<Seen>,
         memory: &Arc<Memory>,
@@ -136,7 +138,7 @@ impl Identity {
             memory: Arc::clone(memory),
             service_principal,
             workload,
-            machine: ManagedIdentity::new(settings, seen)?,
+            machine: ManagedIdentity::new(settings, network, seen)?,
         })
     }
 

@@ -20,7 +20,8 @@ use super::client::{self, Failure, FailureKind, Peer, Seen};
 use super::identity::Miss;
 use super::settings::{AzureSettings, Machine};
 use crate::error::{Error, ErrorCode, Outlook, Result};
-use crate::http::{self, TransportFailure, TrustRoots};
+use crate::http::{self, TransportFailure};
+use crate::network::Network;
 use crate::origin::Origin;
 use crate::provider::ProviderKind;
 use crate::secret::SecretString;
@@ -52,7 +53,7 @@ impl ManagedIdentity {
     ///
     /// # Errors
     /// Those of [`http::client`].
-    pub fn new(settings: &AzureSettings, seen: &Arc<Seen>) -> Result<Self> {
+    pub fn new(settings: &AzureSettings, network: &Network, seen: &Arc<Seen>) -> Result<Self> {
         let client_id = match &settings.machine {
             Machine::MachineLearning { default_client_id, .. } => {
                 settings.client_id.clone().or_else(|| default_client_id.clone())
@@ -65,10 +66,10 @@ impl ManagedIdentity {
                 "the platform's variables (IDENTITY_ENDPOINT, IDENTITY_HEADER, MSI_ENDPOINT) must be set in the environment of the process".to_owned(),
             )),
             Machine::AppService { endpoint, .. } => {
-                Kind::Usable { credential: of_sdk(options(endpoint, seen)?.1, client_id.clone())?, probe: None }
+                Kind::Usable { credential: of_sdk(options(endpoint, network, seen)?.1, client_id.clone())?, probe: None }
             }
             Machine::MachineLearning { endpoint, secret, .. } => {
-                let (_, options) = options(endpoint, seen)?;
+                let (_, options) = options(endpoint, network, seen)?;
                 let credential = MachineLearning {
                     endpoint: endpoint.clone(),
                     secret: secret.clone(),
@@ -79,7 +80,7 @@ impl ManagedIdentity {
             }
             Machine::Metadata => {
                 let endpoint = Url::parse(METADATA_TOKEN).map_err(|_| unexpected("the metadata address"))?;
-                let (http, options) = options(&endpoint, seen)?;
+                let (http, options) = options(&endpoint, network, seen)?;
                 Kind::Usable { credential: of_sdk(options, client_id.clone())?, probe: Some(http) }
             }
         };
@@ -189,15 +190,10 @@ async fn knock(http: &reqwest::Client) -> std::result::Result<(), Miss> {
 }
 
 /// A client for an endpoint on this machine or next to it: never through a proxy.
-fn options(endpoint: &Url, seen: &Arc<Seen>) -> Result<(reqwest::Client, ClientOptions)> {
-    let http = http::client(&http::ClientOptions {
-        tls: endpoint.scheme() == "https",
-        roots: &TrustRoots::System,
-        skip_verify: false,
-        loopback: true,
-        request_timeout: None,
-    })?;
-    let peer = Peer::Identity(Origin::of(endpoint.as_str())?.to_string());
+fn options(endpoint: &Url, network: &Network, seen: &Arc<Seen>) -> Result<(reqwest::Client, ClientOptions)> {
+    let origin = Origin::of(endpoint.as_str())?;
+    let http = http::client(&http::ClientOptions { direct: true, ..http::ClientOptions::towards(&origin, network) })?;
+    let peer = Peer::Identity(origin.to_string());
     let options = client::options(&http, peer, seen);
     Ok((http, options))
 }

@@ -26,7 +26,8 @@ pub use self::settings::{AzureSettings, CertificateFile, Machine, SignIn};
 use super::{Provider, ProviderKind, SecretPayload};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
-use crate::http::{self, ClientOptions, TrustRoots};
+use crate::http::{self, ClientOptions};
+use crate::network::Network;
 use crate::runtime::ProcessLocal;
 use crate::secret::SecretString;
 use crate::settings::variables as var;
@@ -34,7 +35,7 @@ use crate::settings::variables as var;
 /// The Azure Key Vault provider.
 pub struct AzureProvider {
     settings: Arc<AzureSettings>,
-    roots: TrustRoots,
+    network: Network,
     memory: Arc<Memory>,
     seen: Arc<Seen>,
     secrets: ProcessLocal<ArcSwapOption<SecretClient>>,
@@ -42,10 +43,10 @@ pub struct AzureProvider {
 
 impl AzureProvider {
     /// A provider that has not contacted Azure yet.
-    pub fn new(settings: AzureSettings, roots: TrustRoots) -> Self {
+    pub fn new(settings: AzureSettings, network: Network) -> Self {
         Self {
             settings: Arc::new(settings),
-            roots,
+            network,
             memory: Arc::default(),
             seen: Arc::default(),
             secrets: ProcessLocal::new(ArcSwapOption::empty),
@@ -76,22 +77,11 @@ impl AzureProvider {
     /// A client with tokens of its own. Nothing is sent yet.
     fn connect(&self, slot: &ArcSwapOption<SecretClient>, clock: &dyn Clock) -> Result<Arc<SecretClient>> {
         let settings = &self.settings;
-        let client = |loopback| {
-            http::client(&ClientOptions {
-                tls: true,
-                roots: &self.roots,
-                skip_verify: false,
-                loopback,
-                request_timeout: None,
-            })
-        };
-        let for_vault = client(settings.vault.is_loopback())?;
-        let for_entra = if settings.authority.is_loopback() == settings.vault.is_loopback() {
-            for_vault.clone()
-        } else {
-            client(settings.authority.is_loopback())?
-        };
-        let identity = Identity::new(settings, &for_entra, &self.seen, &self.memory, clock.calendar())?;
+        let to_vault = ClientOptions::towards(&settings.vault, &self.network);
+        let to_entra = ClientOptions::towards(&settings.authority, &self.network);
+        let for_vault = http::client(&to_vault)?;
+        let for_entra = if to_entra.direct == to_vault.direct { for_vault.clone() } else { http::client(&to_entra)? };
+        let identity = Identity::new(settings, &self.network, &for_entra, &self.seen, &self.memory, clock.calendar())?;
         let address = settings.vault.to_string();
         let options = SecretClientOptions {
             client_options: client::options(&for_vault, Peer::Vault(address.clone()), &self.seen),

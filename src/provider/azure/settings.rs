@@ -394,8 +394,9 @@ fn machine(reader: &mut Reader<'_>) -> Machine {
 
 fn endpoint_url(reader: &mut Reader<'_>, variable: &'static Variable, text: &str) -> Option<Url> {
     let url = Url::parse(text).ok().filter(|_| Origin::of(text).is_ok());
-    if url.is_none() {
-        reader.invalid(variable, &redacted(text), None);
+    match url {
+        Some(_) => reader.note_plain_http(variable.name, text),
+        None => reader.invalid(variable, text, None),
     }
     url
 }

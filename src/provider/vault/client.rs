@@ -20,7 +20,8 @@ use zeroize::Zeroizing;
 use super::answer::{Envelope, VaultFailure};
 use super::settings::{ClientCertificate, Server, VaultSettings};
 use crate::error::{Error, ErrorCode, Outlook, Result};
-use crate::http::{self, ClientOptions, TransportFailure, TrustRoots};
+use crate::http::{self, ClientOptions, TransportFailure};
+use crate::network::{Network, TrustRoots};
 use crate::origin::{Origin, Scheme, redacted};
 use crate::provider::ProviderKind;
 use crate::secret::SecretString;
@@ -47,23 +48,21 @@ pub enum Scope {
 }
 
 impl VaultClient {
-    /// A client for `settings`, with `roots` where Vault has none of its own.
-    pub fn new(settings: &VaultSettings, roots: &TrustRoots) -> Result<Self> {
+    /// A client for `settings`, by way of `network`; Vault may have roots of its own.
+    pub fn new(settings: &VaultSettings, network: &Network) -> Result<Self> {
         let (url, socket, address_variable) = match &settings.server {
             Server::Network { address, variable } => (address.as_str(), None, *variable),
             Server::Unix(path) => ("http://localhost", Some(path), var::VAULT_AGENT_ADDR.name),
         };
         let origin = Origin::of(url)?;
-        let tls = origin.scheme() == Scheme::Https;
-        let roots = settings.tls.roots.as_ref().unwrap_or(roots);
+        let network = network.trusting(settings.tls.roots.as_ref());
         let options = ClientOptions {
-            tls,
-            roots,
             skip_verify: settings.tls.skip_verify,
-            loopback: origin.is_loopback(),
             request_timeout: settings.request_timeout,
+            ..ClientOptions::towards(&origin, &network)
         };
-        let files = files_in_use(settings, roots).map(|path| (path.to_owned(), modified(path))).collect();
+        let tls = options.tls;
+        let files = files_in_use(settings, &network.roots).map(|path| (path.to_owned(), modified(path))).collect();
         let certificate = settings.tls.client_certificate.as_ref().filter(|_| tls);
         let identity = certificate.map(ClientCertificate::read).transpose()?;
         let server_name = settings.tls.server_name.as_ref().filter(|_| tls);
@@ -273,12 +272,9 @@ impl ClientCertificate {
 }
 
 fn files_in_use<'a>(settings: &'a VaultSettings, roots: &'a TrustRoots) -> impl Iterator<Item = &'a Path> {
-    let of_roots = match roots {
-        TrustRoots::Only { path, .. } => Some(path.as_path()),
-        TrustRoots::System => None,
-    };
+    let of_roots = roots.places().iter().map(|place| place.path.as_path());
     let of_ours = settings.tls.client_certificate.iter().flat_map(|c| [c.certificate.as_path(), c.key.as_path()]);
-    of_roots.into_iter().chain(of_ours)
+    of_roots.chain(of_ours)
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {

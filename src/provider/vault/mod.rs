@@ -34,7 +34,7 @@ pub use self::settings::{ClientCertificate, KvVersion, Login, SecretId, Server, 
 use super::{Provider, ProviderKind, SecretPayload};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
-use crate::http::TrustRoots;
+use crate::network::Network;
 use crate::runtime::ProcessLocal;
 use crate::secret::SecretString;
 use crate::settings::variables as var;
@@ -42,7 +42,7 @@ use crate::settings::variables as var;
 /// The Vault provider.
 pub struct VaultProvider {
     settings: VaultSettings,
-    roots: TrustRoots,
+    network: Network,
     identity: Identity,
     client: ProcessLocal<ArcSwapOption<VaultClient>>,
     /// Where the secret was found last, by any provider of this process that looks for the same.
@@ -51,11 +51,11 @@ pub struct VaultProvider {
 
 impl VaultProvider {
     /// A provider that has not contacted Vault yet.
-    pub fn new(settings: VaultSettings, roots: TrustRoots) -> Self {
+    pub fn new(settings: VaultSettings, network: Network) -> Self {
         let identity = Identity::new(&settings);
         let client = ProcessLocal::new(ArcSwapOption::empty);
         let place = found_place(&settings);
-        Self { settings, roots, identity, client, place }
+        Self { settings, network, identity, client, place }
     }
 
     async fn fetch(&self, clock: &dyn Clock) -> Result<SecretPayload> {
@@ -76,7 +76,7 @@ impl VaultProvider {
         if let Some(client) = slot.load_full().filter(|client| client.is_up_to_date()) {
             return Ok(client);
         }
-        let client = Arc::new(VaultClient::new(&self.settings, &self.roots)?);
+        let client = Arc::new(VaultClient::new(&self.settings, &self.network)?);
         slot.store(Some(Arc::clone(&client)));
         Ok(client)
     }

@@ -9,8 +9,8 @@ pub use super::login_settings::{Login, SecretId};
 use super::login_settings::{LoginChoice, Logins, PassedBy};
 use crate::credential::AuthMode;
 use crate::error::{ErrorCode, Result};
-use crate::http::TrustRoots;
-use crate::origin::{Origin, Scheme, redacted};
+use crate::network::TrustRoots;
+use crate::origin::{Origin, redacted};
 use crate::provider::ProviderKind;
 use crate::secret::SecretString;
 use crate::settings::variables::{self as var, Variable};
@@ -182,19 +182,15 @@ fn fits_together(reader: &mut Reader<'_>, server: &Server, login: &Login) -> boo
 
 fn warn_of_downgrades(reader: &mut Reader<'_>, server: &Server, tls: &TlsSettings) {
     let Server::Network { address, variable } = server else { return };
-    let Ok(origin) = Origin::of(address) else { return };
-    if origin.scheme() == Scheme::Http && !origin.is_loopback() {
-        reader
-            .notice(format!("{variable} is plain http: the Vault token and the secret cross the network unencrypted"));
-    } else if origin.scheme() == Scheme::Https && tls.skip_verify {
+    reader.note_plain_http(variable, address);
+    if address.starts_with("https://") && tls.skip_verify {
         reader.notice(format!("{} is on: Vault's certificate is not verified", var::VAULT_SKIP_VERIFY.name));
     }
 }
 
 fn tls(reader: &mut Reader<'_>) -> (TlsSettings, Vec<&'static Variable>) {
-    let named = [&var::VAULT_CACERT, &var::VAULT_CAPATH].map(|variable| (variable.name, reader.text(variable)));
-    let roots = named.into_iter().find_map(|(variable, path)| Some((variable, path?)));
-    let roots = roots.map(|(variable, path)| TrustRoots::Only { variable, path: path.into() });
+    let named = [&var::VAULT_CACERT, &var::VAULT_CAPATH].map(|variable| (variable, reader.text(variable)));
+    let roots = named.into_iter().find_map(|(variable, path)| Some(TrustRoots::only(variable, path?)));
     let skip_verify = reader.boolean(&var::VAULT_SKIP_VERIFY, false);
     let server_name = reader.text(&var::VAULT_TLS_SERVER_NAME);
     if let Some(name) = server_name.as_deref().filter(|name| !is_host_name(name)) {
