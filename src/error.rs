@@ -304,6 +304,30 @@ error_codes! {
     SecretInvalidExpiry = "secret.invalid_expiry", Format;
 }
 
+impl ErrorCode {
+    /// What failures with this code say about trying again, unless the place where one happens knows better.
+    pub const fn outlook(self) -> Outlook {
+        match self {
+            Self::FetchTimeout
+            | Self::VaultUnreachable
+            | Self::VaultSealed
+            | Self::VaultThrottled
+            | Self::VaultUnavailable
+            | Self::AwsIdentityUnreachable
+            | Self::AwsUnreachable
+            | Self::AwsThrottled
+            | Self::AwsUnavailable
+            | Self::AwsAgentUnreachable
+            | Self::AzureUnreachable
+            | Self::AzureSignInUnreachable
+            | Self::AzureThrottled
+            | Self::AzureUnavailable => Outlook::Unreachable,
+            Self::AwsClockSkew => Outlook::MayPass,
+            _ => Outlook::Final,
+        }
+    }
+}
+
 impl fmt::Display for ErrorCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -336,14 +360,14 @@ struct Inner {
 }
 
 impl Error {
-    /// A failure that trying again does not change. `message` is one sentence without its full stop; `hint` says what
-    /// to do.
+    /// A failure with its code's [`outlook`](ErrorCode::outlook). `message` is one sentence without its full stop; `hint`
+    /// says what to do.
     pub fn new(code: ErrorCode, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self(Arc::new(Inner {
             code,
             message: message.into(),
             hint: hint.into(),
-            outlook: Outlook::Final,
+            outlook: code.outlook(),
             retry_after: None,
             parts: Vec::new(),
         }))

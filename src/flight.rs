@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cache::Cached;
 use crate::clock::Clock;
-use crate::error::{Error, ErrorCode, Outlook, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::runtime::{INTERRUPT_SLICE, Interrupt, Local, ProcessLocal, inside_fetch, interrupted};
 
 /// What a flight brings.
@@ -135,5 +135,4 @@ fn waited_too_long(time: Duration) -> Error {
         format!("other threads' fetches gave no credential within {:.1} s", time.as_secs_f64()),
         "check that this machine reaches the backend, or raise MLFLOW_SECRETS_TIMEOUT_SEC",
     )
-    .with_outlook(Outlook::Unreachable)
 }

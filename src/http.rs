@@ -14,7 +14,7 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::error::{Error, ErrorCode, Outlook, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::network::Network;
 use crate::origin::{Origin, Scheme};
 use crate::runtime;
@@ -297,14 +297,6 @@ impl TransportFailure {
         match tls_error(error) {
             Some(problem) => Self::Tls(problem),
             None => Self::Unreachable(reason(error)),
-        }
-    }
-
-    /// What it says about trying again.
-    pub fn outlook(&self) -> Outlook {
-        match self {
-            Self::Tls(_) => Outlook::Final,
-            Self::Unreachable(_) => Outlook::Unreachable,
         }
     }
 }

@@ -168,7 +168,6 @@ pub fn own_error(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
 
 /// The error for a request to `place` that got no answer.
 pub fn unreachable(place: &str, failure: TransportFailure, code: ErrorCode) -> Error {
-    let outlook = failure.outlook();
     match failure {
         TransportFailure::Tls(problem) => Error::new(
             ErrorCode::AwsTls,
@@ -181,7 +180,6 @@ pub fn unreachable(place: &str, failure: TransportFailure, code: ErrorCode) -> E
             "check the region, the route or VPC endpoint to AWS, HTTPS_PROXY and NO_PROXY, and the endpoint if you configured one",
         ),
     }
-    .with_outlook(outlook)
 }
 
 fn refusal(error: &SdkError<GetSecretValueError, HttpResponse>) -> Option<Refusal> {

@@ -379,8 +379,7 @@ impl SignIn<'_> {
                 ErrorCode::AwsIdentityUnreachable,
                 format!("{place} can't give credentials now ({answer})"),
                 "try again in a moment; the service that issues the credentials is overloaded or failing",
-            )
-            .with_outlook(Outlook::Unreachable);
+            );
         }
         let what = if (200..300).contains(&status) { "its answer holds none".to_owned() } else { answer };
         Error::new(ErrorCode::AwsIdentityRefused, format!("{place} gave no credentials ({what})"), self.hint(source))
@@ -508,8 +507,7 @@ fn not_assumed(error: &SdkError<AssumeRoleError, HttpResponse>, role: &Role, cal
             ErrorCode::AwsIdentityUnreachable,
             format!("STS can't assume the role in {} now ({answer})", role.variable),
             "try again in a moment",
-        )
-        .with_outlook(Outlook::Unreachable);
+        );
     }
     if is_clock_skew(code, error.message().unwrap_or_default()) {
         return clock_skew("STS", &answer);

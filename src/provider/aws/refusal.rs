@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::settings::SecretVersion;
-use crate::error::{Error, ErrorCode, Outlook};
+use crate::error::{Error, ErrorCode};
 
 /// A refusal, as it came over the wire.
 pub struct Refusal {
@@ -41,7 +41,6 @@ impl Refusal {
                 format!("{place} asks for fewer requests ({})", self.name()),
                 "raise MLFLOW_AWS_TTL_SEC, or put the Secrets Manager Agent in between (MLFLOW_AWS_AGENT_URL)",
             )
-            .with_outlook(Outlook::Unreachable)
             .with_retry_after(self.retry_after);
         }
         if matches!(self.status, 408 | 500..=599) {
@@ -50,7 +49,6 @@ impl Refusal {
                 format!("{place} could not answer ({})", self.name()),
                 "look at the AWS Health Dashboard; an endpoint or a proxy of your own may answer like this too",
             )
-            .with_outlook(Outlook::Unreachable)
             .with_retry_after(self.retry_after);
         }
         match self.code.as_str() {
@@ -129,7 +127,6 @@ pub fn clock_skew(place: &str, answer: &str) -> Error {
         format!("{place} says that this machine's clock is wrong ({answer})"),
         "set the clock, for example by turning on NTP",
     )
-    .with_outlook(Outlook::MayPass)
 }
 
 /// Whether AWS refused a signature for its time. Some services tell it only by their text.

@@ -18,7 +18,7 @@ use azure_core::time::{OffsetDateTime, parse_rfc7231};
 use futures_util::StreamExt as _;
 use serde_json::Value;
 
-use crate::error::{Error, ErrorCode, Outlook};
+use crate::error::{Error, ErrorCode};
 use crate::http::{self, TransportFailure};
 use crate::provider::ProviderKind;
 use crate::steps;
@@ -165,14 +165,12 @@ impl Failure {
                     format!("{peer} asks for fewer requests (HTTP 429)"),
                     "raise MLFLOW_AZURE_TTL_SEC, so that the secret is read less often",
                 )
-                .with_outlook(Outlook::Unreachable)
                 .with_retry_after(*retry_after),
                 408 | 500..=599 => Error::new(
                     ErrorCode::AzureUnavailable,
                     format!("{peer} could not answer (HTTP {status})"),
                     "look at https://azure.status.microsoft, and at the proxy if there is one on the way",
                 )
-                .with_outlook(Outlook::Unreachable)
                 .with_retry_after(*retry_after),
                 _ => self.unexpected(&format!("it answered with HTTP {status}")),
             },
@@ -194,7 +192,7 @@ impl Failure {
                 "check that this runs on Azure and that a managed identity is switched on there",
             ),
         };
-        Error::new(code, format!("{} can't be reached: {reason}", self.peer), hint).with_outlook(Outlook::Unreachable)
+        Error::new(code, format!("{} can't be reached: {reason}", self.peer), hint)
     }
 
     /// The error for an answer that Azure would not give.

@@ -141,8 +141,7 @@ impl VaultClient {
                         "check {}, that Vault is running, and that this machine may reach it",
                         self.address_variable
                     ),
-                )
-                .with_outlook(Outlook::Unreachable),
+                ),
                 None => self.unexpected(failure.what),
             };
         };
@@ -151,20 +150,18 @@ impl VaultClient {
                 ErrorCode::VaultThrottled,
                 format!("Vault at {address} asks for fewer requests, or is a standby (HTTP 429)"),
                 "raise MLFLOW_VAULT_TTL_SEC or the rate limit in Vault, and look whether a node is active",
-            )
-            .with_outlook(Outlook::Unreachable),
+            ),
             503 => Error::new(
                 ErrorCode::VaultSealed,
                 format!("Vault at {address} is sealed or not ready (HTTP 503)"),
                 "unseal Vault, or wait until it has started",
-            )
-            .with_outlook(Outlook::Unreachable),
+            ),
             412 => self.unavailable(status).with_outlook(Outlook::MayPass),
             // A performance standby that has not seen the new token yet.
             400 if failure.says("cannot write to readonly storage") => {
                 self.unavailable(status).with_outlook(Outlook::MayPass)
             }
-            408 | 472 | 473 | 500..=599 => self.unavailable(status).with_outlook(Outlook::Unreachable),
+            408 | 472 | 473 | 500..=599 => self.unavailable(status),
             400 if failure.is_vaults() => Error::new(
                 ErrorCode::VaultRejected,
                 format!("{doing} was rejected by Vault at {address} (HTTP 400)"),
