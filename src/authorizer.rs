@@ -8,6 +8,7 @@
 //! | 4 | else | the credential is fetched, or taken from the cache; where it can't be had, `MLFLOW_SECRETS_ON_ERROR` decides |
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use arc_swap::ArcSwap;
@@ -15,7 +16,7 @@ use arc_swap::ArcSwap;
 use crate::allowlist::Verdict;
 use crate::cache::{Cached, CredentialCache, FetchLimits};
 use crate::chain::ProviderChain;
-use crate::clock::SystemClock;
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorCode, Result};
 use crate::origin::{Origin, Scheme};
 use crate::runtime::Interrupt;
@@ -30,10 +31,45 @@ type Caches = Vec<(FetchSettings, Arc<CredentialCache>)>;
 /// How many warnings are remembered as told.
 const MAX_TOLD: usize = 1000;
 
-static CACHES: LazyLock<ArcSwap<Caches>> = LazyLock::new(ArcSwap::default);
+/// What credentials come from: the configured backends, or what a test put in their place.
+pub trait Backing: Send + Sync {
+    /// The providers that `settings` name.
+    fn chain(&self, settings: &FetchSettings) -> ProviderChain;
 
-/// The warnings that this process has logged, so that none is logged with every request.
-static TOLD: LazyLock<ArcSwap<HashSet<String>>> = LazyLock::new(ArcSwap::default);
+    /// The clock that credentials age by.
+    fn clock(&self) -> Arc<dyn Clock>;
+}
+
+/// The backends themselves.
+struct Configured;
+
+impl Backing for Configured {
+    fn chain(&self, settings: &FetchSettings) -> ProviderChain {
+        ProviderChain::new(settings)
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::new(SystemClock)
+    }
+}
+
+/// The caches over one backing.
+pub struct Shelf {
+    backing: Box<dyn Backing>,
+    caches: ArcSwap<Caches>,
+    /// The warnings that were logged, so that none is logged with every request.
+    told: ArcSwap<HashSet<String>>,
+}
+
+impl Shelf {
+    fn new(backing: Box<dyn Backing>) -> Arc<Self> {
+        Arc::new(Self { backing, caches: ArcSwap::default(), told: ArcSwap::default() })
+    }
+}
+
+static CONFIGURED: LazyLock<Arc<Shelf>> = LazyLock::new(|| Shelf::new(Box::new(Configured)));
+static CURRENT: LazyLock<ArcSwap<Shelf>> = LazyLock::new(|| ArcSwap::new(Arc::clone(&CONFIGURED)));
+static REPLACEMENTS: AtomicU64 = AtomicU64::new(0);
 
 /// Tells the URLs whose origins may get the credential when there is no allowlist: MLflow's tracking and registry URIs,
 /// and for a user's own request that request's.
@@ -159,10 +195,11 @@ impl Authorizer {
 
 /// Whether `warning` is told for the first time.
 fn is_news(warning: &str) -> bool {
-    if TOLD.load().contains(warning) {
+    let shelf = CURRENT.load();
+    if shelf.told.load().contains(warning) {
         return false;
     }
-    TOLD.rcu(|told| {
+    shelf.told.rcu(|told| {
         let mut told = if told.len() < MAX_TOLD { HashSet::clone(told) } else { HashSet::new() };
         told.insert(warning.to_owned());
         told
@@ -173,7 +210,7 @@ fn is_news(warning: &str) -> bool {
 /// Forgets all credentials, rejections, failures and told warnings of this process; not logins.
 pub fn clear() {
     caches().iter().for_each(|cache| cache.clear());
-    TOLD.store(Arc::default());
+    CURRENT.load().told.store(Arc::default());
 }
 
 /// The cache of a configuration; a new one the first time.
@@ -181,7 +218,8 @@ fn shared_cache(settings: &FetchSettings) -> Arc<CredentialCache> {
     let find = |caches: &[(FetchSettings, Arc<CredentialCache>)]| {
         caches.iter().find(|(known, _)| known == settings).map(|(_, cache)| Arc::clone(cache))
     };
-    if let Some(cache) = find(&CACHES.load()) {
+    let shelf = CURRENT.load_full();
+    if let Some(cache) = find(&shelf.caches.load()) {
         return cache;
     }
     let limits = FetchLimits {
@@ -189,8 +227,8 @@ fn shared_cache(settings: &FetchSettings) -> Arc<CredentialCache> {
         timeout: settings.timeout,
         stale_if_error: settings.stale_if_error,
     };
-    let fresh = CredentialCache::new(ProviderChain::new(settings), limits, Arc::new(SystemClock));
-    CACHES.rcu(|caches| {
+    let fresh = CredentialCache::new(shelf.backing.chain(settings), limits, shelf.backing.clock());
+    shelf.caches.rcu(|caches| {
         let mut caches = Vec::clone(caches);
         if find(&caches).is_none() {
             // The oldest makes place; whoever still uses it keeps it.
@@ -200,10 +238,35 @@ fn shared_cache(settings: &FetchSettings) -> Arc<CredentialCache> {
         }
         caches
     });
-    find(&CACHES.load()).unwrap_or(fresh)
+    find(&shelf.caches.load()).unwrap_or(fresh)
 }
 
 /// The caches of every configuration that was used, oldest first.
 pub fn caches() -> Vec<Arc<CredentialCache>> {
-    CACHES.load().iter().map(|(_, cache)| Arc::clone(cache)).collect()
+    CURRENT.load().caches.load().iter().map(|(_, cache)| Arc::clone(cache)).collect()
+}
+
+/// Puts `backing` in the place of the configured backends, with empty caches, until [`restore_backing`] gets what this
+/// returns. `None` where they are replaced already.
+pub fn replace_backing(backing: Box<dyn Backing>) -> Option<Arc<Shelf>> {
+    let shelf = Shelf::new(backing);
+    swap_shelf(&CONFIGURED, &shelf).then_some(shelf)
+}
+
+/// Ends what [`replace_backing`] began: the configured backends and their caches are back, as they were.
+pub fn restore_backing(replacement: &Arc<Shelf>) {
+    swap_shelf(replacement, &CONFIGURED);
+}
+
+fn swap_shelf(current: &Arc<Shelf>, new: &Arc<Shelf>) -> bool {
+    let swapped = Arc::ptr_eq(&CURRENT.compare_and_swap(current, Arc::clone(new)), current);
+    // After the swap: whoever sees the new number finds the new shelf.
+    REPLACEMENTS.fetch_add(u64::from(swapped), Ordering::Release);
+    swapped
+}
+
+/// How often the backing was replaced or restored. An [`Authorizer`] made before the last time works on the old one; read
+/// this before making one, to be certain.
+pub fn replacements() -> u64 {
+    REPLACEMENTS.load(Ordering::Acquire)
 }

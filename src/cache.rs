@@ -308,6 +308,15 @@ impl CredentialCache {
         self.chain.forget_failures();
     }
 
+    /// Waits until the fetch that is under way has ended, if there is one: a renewal ahead of the TTL, for example.
+    ///
+    /// # Errors
+    /// [`ErrorCode::FetchTimeout`]; [`ErrorCode::FetchInterrupted`].
+    pub fn settle(&self, interrupt: Interrupt<'_>) -> Result<()> {
+        // The right to fetch, where nobody does, is given back at once.
+        self.board(interrupt, self.deadline()).map(drop)
+    }
+
     /// The credential at hand, fresh or not.
     pub fn peek(&self) -> Option<Arc<Cached>> {
         self.value.load_full()

@@ -2,12 +2,13 @@
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either, select};
 
 use crate::clock::Clock;
 use crate::credential::{AuthMode, Credential};
@@ -178,9 +179,12 @@ impl ProviderChain {
             result
         });
         let total = budget.remaining(clock);
-        let result = tokio::time::timeout(total, attempts).await;
+        let in_time = match select(pin!(attempts), clock.timer(total)).await {
+            Either::Left((result, _)) => Some(result),
+            Either::Right(_) => None,
+        };
         let took = clock.now().saturating_sub(started).as_millis() as u64;
-        let payload = result.unwrap_or_else(|_| Err(timed_out(link.provider.as_ref(), total, last)));
+        let payload = in_time.unwrap_or_else(|| Err(timed_out(link.provider.as_ref(), total, last)));
         match &payload {
             Ok(payload) => log::debug!(target: "mlflow_secrets_auth.fetch", event = "fetched", provider = kind.name(),
                 duration_ms = took; "{} gave the secret {} after {took} ms", kind.name(), payload.location),
@@ -273,5 +277,4 @@ fn timed_out(provider: &dyn Provider, total: Duration, last: Option<ErrorCode>) 
         format!("{name} gave no credential within {:.1} s{before}{doing}", total.as_secs_f64()),
         "check that this machine reaches the backend, or raise MLFLOW_SECRETS_TIMEOUT_SEC",
     )
-    .with_outlook(Outlook::Unreachable)
 }

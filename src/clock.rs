@@ -17,6 +17,11 @@ pub trait Clock: Send + Sync {
 
     /// Waits, inside a fetch.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+
+    /// Ends when `time` is over, beside something that may be ready earlier, and is asked before it.
+    fn timer(&self, time: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(time))
+    }
 }
 
 /// The operating system's clocks and randomness.

@@ -35,6 +35,8 @@ pub struct Authorizer {
 /// All that follows from one state of the settings.
 struct State {
     watch: Option<Watch>,
+    /// [`core::replacements`] when this was made.
+    replacements: u64,
     outcome: Result<core::Authorizer, Error>,
     places: ArcSwap<Vec<Arc<Place>>>,
 }
@@ -127,7 +129,7 @@ impl Authorizer {
                 Some(watch) => watch.is_unchanged(py),
                 None => self.given.is_some(),
             };
-            if unchanged {
+            if unchanged && state.replacements == core::replacements() {
                 return Ok(state);
             }
         }
@@ -159,11 +161,12 @@ impl Authorizer {
         if let Some(level) = environment.get(var::MLFLOW_SECRETS_LOG_LEVEL.name) {
             calls::call_method(&calls::import(py, "mlflow_secrets_auth._logging")?, "configure", (level,))?;
         }
+        let replacements = core::replacements();
         let outcome = reader.finish(settings).map(core::Authorizer::new);
         if let Ok(core) = &outcome {
             core.warn_of_settings();
         }
-        Ok(State { watch, outcome, places: ArcSwap::default() })
+        Ok(State { watch, replacements, outcome, places: ArcSwap::default() })
     }
 
     /// What was decided for the origin of `url`; now, where it was not yet.

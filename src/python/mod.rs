@@ -4,6 +4,7 @@ mod authorizer;
 mod calls;
 mod environment;
 mod journal;
+mod testing;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -205,6 +206,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     journal::install();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<authorizer::Authorizer>()?;
+    module.add_class::<testing::FakeBackend>()?;
     module.add_function(wrap_pyfunction!(info, module)?)?;
     module.add_function(wrap_pyfunction!(examine, module)?)?;
     module.add_function(wrap_pyfunction!(examine_url, module)?)?;

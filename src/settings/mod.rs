@@ -6,7 +6,7 @@ pub mod variables;
 use std::collections::HashMap;
 use std::time::Duration;
 
-pub use reader::{Reader, Source};
+pub use reader::{Reader, Source, nearest};
 
 use crate::allowlist::{Allowlist, Pattern};
 use crate::error::{Error, ErrorCode, Result};

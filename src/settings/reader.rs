@@ -293,10 +293,17 @@ fn is_unknown(name: &str) -> bool {
 
 /// The candidate that is so like `text` that it was probably meant.
 pub(crate) fn did_you_mean<'c>(text: &str, candidates: &[&'c str]) -> Option<&'c str> {
+    nearest(text, candidates).first().copied()
+}
+
+/// Those of `candidates` that `text` may have been meant as, the nearest first.
+pub fn nearest<'c>(text: &str, candidates: &[&'c str]) -> Vec<&'c str> {
     let text = text.to_ascii_lowercase();
     let likeness = |candidate: &str| strsim::normalized_damerau_levenshtein(&text, &candidate.to_ascii_lowercase());
-    let nearest = candidates.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(nearest) >= 0.5).then_some(*nearest)
+    let mut rated: Vec<_> = candidates.iter().map(|candidate| (likeness(candidate), *candidate)).collect();
+    rated.retain(|(likeness, _)| *likeness >= 0.5);
+    rated.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    rated.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
 /// At most 80 characters of a value.

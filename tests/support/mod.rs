@@ -18,6 +18,7 @@ use mlflow_secrets_auth::credential::AuthMode;
 use mlflow_secrets_auth::error::{Error, ErrorCode, Outlook, Result};
 use mlflow_secrets_auth::provider::{Provider, ProviderKind, SecretPayload};
 use mlflow_secrets_auth::secret::SecretString;
+use mlflow_secrets_auth::testing::FakeClock;
 
 pub const TTL: Duration = Duration::from_secs(300);
 pub const LIMITS: FetchLimits =
@@ -27,63 +28,48 @@ pub fn seconds(number: f64) -> Duration {
     Duration::from_secs_f64(number)
 }
 
-/// Time that passes when a test says so, or when code sleeps: a sleep is over at once, and has taken its time.
-pub struct ManualClock(Mutex<Hands>);
-
-struct Hands {
-    now: Duration,
-    calendar: SystemTime,
-    chance: f64,
-    sleeps: Vec<Duration>,
-}
+/// The crate's own fake clock, without its way to end what hangs: that is left to the real time.
+pub struct ManualClock(FakeClock);
 
 impl ManualClock {
     /// At one hour after the boot, without jitter.
     pub fn new() -> Arc<Self> {
-        let calendar = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let hands = Hands { now: Duration::from_secs(3600), calendar, chance: 0.0, sleeps: Vec::new() };
-        Arc::new(Self(Mutex::new(hands)))
+        Arc::new(Self(FakeClock::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000))))
     }
 
     pub fn advance(&self, time: Duration) {
-        let mut hands = self.0.lock().unwrap();
-        hands.now += time;
-        hands.calendar += time;
+        self.0.advance(time);
     }
 
     pub fn set_chance(&self, chance: f64) {
-        self.0.lock().unwrap().chance = chance;
+        self.0.set_chance(chance);
     }
 
     /// Every sleep since the last call.
     pub fn take_sleeps(&self) -> Vec<Duration> {
-        std::mem::take(&mut self.0.lock().unwrap().sleeps)
+        self.0.take_sleeps()
     }
 }
 
-/// The clock as its users hold it: `sleep` gives out a future that outlives the borrow.
+/// The clock as its users hold it.
 #[derive(Clone)]
 pub struct Shared(pub Arc<ManualClock>);
 
 impl Clock for Shared {
     fn now(&self) -> Duration {
-        self.0.0.lock().unwrap().now
+        self.0.0.now()
     }
 
     fn calendar(&self) -> SystemTime {
-        self.0.0.lock().unwrap().calendar
+        self.0.0.calendar()
     }
 
     fn chance(&self) -> f64 {
-        self.0.0.lock().unwrap().chance
+        self.0.0.chance()
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
-        let clock = Arc::clone(&self.0);
-        Box::pin(async move {
-            clock.0.lock().unwrap().sleeps.push(time);
-            clock.advance(time);
-        })
+        self.0.0.sleep(time)
     }
 }
 
