@@ -17,7 +17,7 @@ Configure = Callable[..., None]
 PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 NETWORK = PROXIES | {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 
-pytest_plugins = ["aws_fixtures", "vault_fixtures"]
+pytest_plugins = ["aws_fixtures", "mlflow_secrets_auth.testing", "vault_fixtures"]
 
 
 @pytest.fixture(scope="session")

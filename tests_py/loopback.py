@@ -1,132 +1,17 @@
-"""A small HTTP server on loopback that records what it is asked and answers as the test says."""
+"""Servers of the tests: the package's own on loopback, and what stands on it."""
 
 from __future__ import annotations
 
-import json
-import ssl
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 
+from mlflow_secrets_auth._loopback import Answer, Loopback, Request, Rule
 
-@dataclass
-class Request:
-    """A request as it arrived."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass
-class Answer:
-    """What the server says. ``before`` runs first, in the connection's thread."""
-
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b"{}"
-    before: Callable[[], None] | None = None
-
-    @classmethod
-    def json(cls, document: Any, status: int = 200) -> Answer:
-        return cls(status, {"Content-Type": "application/json"}, json.dumps(document).encode())
-
-    @classmethod
-    def redirect(cls, location: str, status: int = 302) -> Answer:
-        return cls(status, {"Location": location}, b"")
-
-
-Rule = Callable[[Request], Answer]
-
-
-class Loopback(AbstractContextManager["Loopback"]):
-    """Serves ``rule`` on ``http://127.0.0.1:<port>``. Header names in the record are lower case."""
-
-    def __init__(self, rule: Rule | None = None) -> None:
-        self.rule: Rule = rule or (lambda request: Answer())
-        self.requests: list[Request] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            # Head and body are written separately; without this the second waits 40 ms for the client's word.
-            disable_nagle_algorithm = True
-
-            def _serve(self) -> None:
-                request = Request(
-                    self.command,
-                    self.path,
-                    {name.lower(): value for name, value in self.headers.items()},
-                    self._body(),
-                )
-                outer.requests.append(request)
-                answer = outer.rule(request)
-                if answer.before:
-                    answer.before()
-                if "Date" in answer.headers:
-                    self.send_response_only(answer.status)
-                else:
-                    self.send_response(answer.status)
-                for name, value in answer.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(answer.body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(answer.body)
-
-            def _body(self) -> bytes:
-                if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-                    parts = []
-                    while size := int(self.rfile.readline().strip(), 16):
-                        parts.append(self.rfile.read(size))
-                        self.rfile.readline()
-                    self.rfile.readline()
-                    return b"".join(parts)
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 256
-
-            def handle_error(self, *_: object) -> None:
-                """A client that hangs up is part of many tests."""
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        # The same server under another host name is another origin.
-        self.other_url = f"http://localhost:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-
-    def secure(self, context: ssl.SSLContext) -> None:
-        """Speaks TLS from now on. For use before the server starts."""
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"https://127.0.0.1:{self.port}"
-
-    def header(self, name: str) -> list[str | None]:
-        """The values of one header, request by request."""
-        return [request.headers.get(name.lower()) for request in self.requests]
-
-    def __enter__(self) -> Loopback:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+__all__ = ["Answer", "Loopback", "Request", "Rerouted", "Rule", "VaultLike"]
 
 
 class VaultLike(Loopback):

@@ -31,6 +31,7 @@ from mlflow_secrets_auth import (
     headers_for,
     refresh,
 )
+from mlflow_secrets_auth.testing import SecretsBackend
 from servers import free_port
 
 URL = "https://mlflow.example.com/api"
@@ -95,15 +96,14 @@ def test_r1_a_cold_herd_costs_one_read(use: Any, vault_like: VaultLike) -> None:
     assert vault_like.reads == 1
 
 
-def test_r1_a_herd_at_expiry_costs_one_read(use: Any, vault_like: VaultLike) -> None:
+def test_r1_a_herd_at_expiry_costs_one_read(secrets_backend: SecretsBackend) -> None:
     """R1: 64 threads whose credential has just expired cost one read."""
-    use(MLFLOW_VAULT_TTL_SEC="1")
-    assert headers_for(URL) == FIRST
-    vault_like.fields = {"token": "second"}
-    vault_like.before_read = lambda: time.sleep(0.1)
-    time.sleep(1)
-    assert herd(lambda: headers_for(URL)) == [SECOND] * THREADS
-    assert vault_like.reads == 2
+    first = headers_for(URL)
+    token = secrets_backend.rotate()
+    secrets_backend.advance(300)
+    assert first != {"Authorization": f"Bearer {token}"}
+    assert herd(lambda: headers_for(URL)) == [{"Authorization": f"Bearer {token}"}] * THREADS
+    assert secrets_backend.fetches == 2
 
 
 def test_r1_a_herd_after_a_401_costs_one_read(use: Any, vault_like: VaultLike, loopback: Loopback) -> None:
@@ -292,23 +292,25 @@ def test_r7_a_thousand_denied_requests(
 
 
 def test_r9_the_stale_credential_while_the_backend_is_down(
-    use: Any, vault_like: VaultLike, caplog: pytest.LogCaptureFixture
+    configure: Configure, secrets_backend: SecretsBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     """R9: with the backend down, requests go on with the old credential, its age goes on, and one WARNING is logged;
     beyond the limit they fail with one ERROR (S4), and at once, without asking again, within the fail-fast window."""
-    use(MLFLOW_VAULT_TTL_SEC="1", MLFLOW_SECRETS_STALE_IF_ERROR_SEC="1")
-    assert headers_for(URL) == FIRST
-    vault_like.failure = Answer.json({"errors": []}, 503)
-    time.sleep(1)
+    configure(MLFLOW_SECRETS_MAX_RETRIES="0", MLFLOW_SECRETS_STALE_IF_ERROR_SEC="600")
+    good = headers_for(URL)
+    secrets_backend.fail("vault.sealed")
+    secrets_backend.advance(300)
     with caplog.at_level(logging.INFO, "mlflow_secrets_auth"):
-        assert [headers_for(URL) for _ in range(100)] == [FIRST] * 100
-        assert vault_like.reads == 2
+        assert [headers_for(URL) for _ in range(100)] == [good] * 100
+        assert secrets_backend.fetches == 2
         (entry,) = cache_info().entries
-        assert entry.stale and entry.age >= 1
-        time.sleep(1.1)
+        assert entry.stale and entry.age == 300
+        secrets_backend.advance(599.9)
+        assert headers_for(URL) == good
+        secrets_backend.advance(0.1)
         codes = {code_of(lambda: headers_for(URL)) for _ in range(100)}
     assert codes == {"vault.sealed"}
-    assert vault_like.reads <= 4
+    assert secrets_backend.fetches == 3, "the last two reads are 0.1 s apart: within the window"
     levels = [record.levelname for record in caplog.records]
     assert sorted(levels) == ["ERROR", "WARNING"], caplog.text
 
@@ -336,13 +338,13 @@ def test_r9_never_stale_when_the_backend_answered(use: Any, vault_like: VaultLik
     assert code_of(lambda: headers_for(URL)) == "vault.unavailable"
 
 
-def test_r9_never_stale_after_a_401(use: Any, vault_like: VaultLike, loopback: Loopback) -> None:
+def test_r9_never_stale_after_a_401(secrets_backend: SecretsBackend, loopback: Loopback) -> None:
     """R9: a credential that the server rejected is not used past its TTL, also when nothing better can be had."""
-    use(MLFLOW_VAULT_TTL_SEC="1")
+    headers_for(URL)
     loopback.rule = accepting("another")
-    vault_like.before_read = lambda: None if vault_like.reads == 1 else setattr(vault_like, "failure", Answer(500))
+    secrets_backend.fail("vault.unavailable")
     assert requests.get(loopback.url, auth=SecretsAuth(), timeout=30).status_code == 401
-    time.sleep(1)
+    secrets_backend.advance(300)
     assert code_of(lambda: requests.get(loopback.url, auth=SecretsAuth(), timeout=30)) == "vault.unavailable"
     assert len(loopback.requests) == 1
 
@@ -525,15 +527,15 @@ def test_r13_refresh_passes_every_cache(use: Any, vault_like: VaultLike) -> None
     assert vault_like.reads == 5
 
 
-def test_r13_cache_info_tells_what_happened(use: Any, vault_like: VaultLike) -> None:
+def test_r13_cache_info_tells_what_happened(configure: Configure, secrets_backend: SecretsBackend) -> None:
     """R13: hits, misses, refreshes, failures; and of each credential its source, age and end, and a fingerprint."""
-    use(MLFLOW_VAULT_TTL_SEC="1000")
+    configure(MLFLOW_VAULT_TTL_SEC="1000", MLFLOW_SECRETS_MAX_RETRIES="0")
     before = cache_info()
     assert before.entries == ()
     for _ in range(5):
         headers_for(URL)
     refresh()
-    vault_like.failure = Answer.json({"errors": []}, 500)
+    secrets_backend.fail("vault.unavailable")
     with pytest.raises(SecretFetchError):
         refresh()
     after = cache_info()
@@ -546,33 +548,32 @@ def test_r13_cache_info_tells_what_happened(use: Any, vault_like: VaultLike) -> 
         )
     ]
     assert counts == [4, 1, 2, 1]
-    (entry,) = after.entries
-    assert entry.provider == "vault" and not entry.stale
-    assert 0 <= entry.age < 5 and 890 <= entry.expires_in <= 1000
-    vault_like.failure = None
+    secrets_backend.advance(10)
+    (entry,) = cache_info().entries
+    assert (entry.provider, entry.stale, entry.age, entry.expires_in) == ("vault", False, 10, 990)
+    secrets_backend.recover()
     refresh()
     assert cache_info().entries[0].fingerprint == entry.fingerprint, "the same credential"
-    vault_like.fields = {"token": "second"}
+    secrets_backend.put(token="second")
     refresh()
     assert cache_info().entries[0].fingerprint != entry.fingerprint
     assert "second" not in repr(cache_info())
 
 
-def test_r13_clear_cache_forgets_denials_and_failures(use: Any, vault_like: VaultLike, loopback: Loopback) -> None:
+def test_r13_clear_cache_forgets_denials_and_failures(secrets_backend: SecretsBackend, loopback: Loopback) -> None:
     """R13: after ``clear_cache()`` a denied credential is read again at once, and so is a backend that has just
     failed."""
-    use()
     loopback.rule = lambda request: Answer(403)
     assert requests.get(loopback.url, auth=SecretsAuth(), timeout=30).status_code == 403
-    assert vault_like.reads == 2
+    assert secrets_backend.fetches == 2
     clear_cache()
     assert cache_info().entries == ()
-    vault_like.failure = Answer.json({"errors": []}, 500)
-    assert code_of(lambda: headers_for(URL)) == "vault.unavailable"
+    secrets_backend.fail("vault.not_found")
+    assert code_of(lambda: headers_for(URL)) == "vault.not_found"
     clear_cache()
-    vault_like.failure = None
-    assert headers_for(URL) == FIRST
-    assert vault_like.reads == 4
+    secrets_backend.recover()
+    headers_for(URL)
+    assert secrets_backend.fetches == 4
 
 
 def until(condition: Callable[[], bool]) -> None:
