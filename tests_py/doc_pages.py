@@ -20,15 +20,15 @@ from reference_blocks import AWS, AZURE, BASES, VAULT
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: Variables that examples set and that are not ours to declare.
+#: Variables that pages name or set and that are not ours to declare.
 FOREIGN = {
-    "AWS_STS_REGIONAL_ENDPOINTS",
     "MLFLOW_ALLOW_HTTP_REDIRECTS",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
     "MLFLOW_REGISTRY_URI",
     "MLFLOW_TRACKING_AUTH",
     "MLFLOW_TRACKING_AWS_SIGV4",
+    "MLFLOW_TRACKING_INSECURE_TLS",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_URI",
@@ -36,6 +36,7 @@ FOREIGN = {
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
     "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+    "SSL_CERT_DIR",
     "TF_VAR_mlflow_token",
 }
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,17 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from dockerfile_parse import DockerfileParser
 from jsonschema.validators import validator_for
 
-from aws_servers import Moto
+from aws_servers import Front, Moto
 from conftest import Configure
 from doc_pages import FOREIGN, PAGES, ROOT, Example, complete, containers, example, examples, pod_of
 from loopback import Loopback, VaultLike
-from mlflow_secrets_auth import _core
+from mlflow_secrets_auth import SecretsAuthError, _core, headers_for
+from reference_blocks import BLOCKS
 from servers import Server, clean_environment
 
 LANGUAGES = {"dockerfile", "hcl", "json", "python", "sh", "text", "yaml"}
 OURS = {variable["name"] for variable in _core.variables()}
 PREFIXES = ("MLFLOW_", "VAULT_", "AWS_", "AZURE_", "OTEL_", "IDENTITY_", "IMDS_", "MSI_")
-#: Names of other people's that the text mentions and no example sets.
-MENTIONED = {"AWS_CONTAINER_AUTHORIZATION_TOKEN", "SSL_CERT_DIR", "MLFLOW_ALLOW_HTTP_REDIRECTS"}
 
 
 def test_generated_pages_are_up_to_date() -> None:
@@ -39,6 +39,13 @@ def test_generated_pages_are_up_to_date() -> None:
         [sys.executable, str(ROOT / "tools" / "tables.py")], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_what_the_readme_links_to_exists() -> None:
+    """The links between the pages are checked by `make docs`."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 # Names
@@ -61,7 +68,7 @@ def test_every_variable_that_a_page_names_exists(page: Path) -> None:
     named = {name for name in names_of(page.read_text()) if name.startswith(PREFIXES)}
     for each in examples(page=str(page.relative_to(ROOT))):
         named |= {name for variables in each.environments() for name in variables}
-    assert named - OURS - FOREIGN - MENTIONED == set()
+    assert named - OURS - FOREIGN == set()
 
 
 CODES = {code for code, *_ in _core.error_codes()}
@@ -89,6 +96,42 @@ def test_the_backends_guides_say_what_to_do_about_each_of_their_codes() -> None:
         text = (ROOT / "docs" / f"{backend}.md").read_text()
         troubleshooting = text.partition("## Troubleshooting")[2]
         assert [code for code in sorted(CODES) if code.startswith(f"{backend}.") and code not in troubleshooting] == []
+
+
+def test_the_migration_guide_names_every_variable_of_the_old_documents() -> None:
+    """C9: whoever comes from there finds each of their variables."""
+    named = names_of((ROOT / "docs" / "migrating.md").read_text())
+    assert {name for block in BLOCKS for name in block.variables} - named - {"AZURE_KEY_VAULT_NAME"} == set()
+
+
+# The secret
+
+
+def secrets() -> list[Any]:
+    """The rows and columns of the table of payloads: what is stored, the mode, and what comes of it."""
+    found = []
+    for line in (ROOT / "docs" / "secret.md").read_text().splitlines():
+        if line.startswith("| `"):
+            stored, *outcomes = re.findall(r"`([^`]*)`", line)
+            found += [(stored, *pair) for pair in zip(("bearer", "basic", "raw"), outcomes, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize(("stored", "mode", "outcome"), secrets())
+def test_the_table_of_payloads(
+    moto: Moto, aws: Front, configure: Configure, stored: str, mode: str, outcome: str
+) -> None:
+    """With AWS, where plain text can be stored."""
+    name = f"docs/{uuid.uuid4().hex}"
+    moto.boto().create_secret(Name=name, SecretString=stored)
+    configure(aws.settings(MLFLOW_AWS_SECRET_NAME=name, MLFLOW_AWS_AUTH_MODE=mode))
+    if outcome.startswith("secret."):
+        with pytest.raises(SecretsAuthError) as caught:
+            headers_for("https://mlflow.example.com/api")
+        assert caught.value.code == outcome
+    else:
+        header, _, value = outcome.rpartition(": ")
+        assert headers_for("https://mlflow.example.com/api") == {header or "Authorization": value}
 
 
 # Environments
