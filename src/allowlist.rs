@@ -7,6 +7,9 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::origin::{Origin, Scheme, normal_host, parse_port};
 
+/// Top-level domains in which nobody can register a name.
+const PRIVATE: [&str; 7] = [".local", ".localhost", ".internal", ".intranet", ".lan", ".corp", ".home"];
+
 /// One entry of the allowlist: `[scheme://]host[:port]`, where what is left out is not restricted.
 ///
 /// The host may use the shell's `*`, `?` and `[…]`, which cross dots; letter case does not matter; there are no braces and
@@ -61,9 +64,33 @@ impl Pattern {
             }
     }
 
-    /// Whether names that somebody else can register match too: the pattern ends in `*`, as `mlflow-*` does.
-    pub fn is_open_ended(&self) -> bool {
-        matches!(&self.host, HostPattern::Glob { text, .. } if text.ends_with(['*', '?', ']']))
+    /// A name that matches and that anybody can register, if there is one: `mlflow-*` matches `mlflow-x.attacker.com`,
+    /// `*example.com` matches `evilexample.com`. Public suffixes of more than one label (`*.co.uk`) are not known here.
+    pub fn foreign_example(&self) -> Option<String> {
+        let HostPattern::Glob { text, matcher } = &self.host else { return None };
+        let (start, end) =
+            (text.find(['*', '?', '[']).unwrap_or(0), text.rfind(['*', '?', ']']).map_or(0, |end| end + 1));
+        let (before, after) = (&text[..start], &text[end..]);
+        let in_own_domain = after.starts_with('.') && (after[1..].contains('.') || PRIVATE.contains(&after));
+        if in_own_domain {
+            return None;
+        }
+        let examples = match after {
+            "" => [format!("{before}x.attacker.com"), format!("{before}m")],
+            after if after.starts_with('.') => [format!("{before}attacker{after}"), format!("{before}a{after}")],
+            after => [format!("{before}evil{after}"), format!("{before}x{after}")],
+        };
+        // A name of one label, as `mlflow-?` matches, is nobody's to register.
+        examples.into_iter().find(|example| example.contains('.') && matcher.is_match(example))
+    }
+
+    /// Whether this pattern asks for plain http to another machine.
+    pub fn asks_for_http(&self) -> bool {
+        let to_itself = match &self.host {
+            HostPattern::Exact(host) => Origin::of(&format!("http://{host}")).is_ok_and(|origin| origin.is_loopback()),
+            HostPattern::Glob { .. } => false,
+        };
+        self.scheme == Some(Scheme::Http) && !to_itself
     }
 
     /// The pattern as the user wrote it.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::allowlist::Verdict;
+use crate::allowlist::{Allowlist, Verdict};
 use crate::authorizer::{Authorizer, Decision};
 use crate::chain::{Fetched, Link, ProviderChain};
 use crate::clock::{Clock, SystemClock};
@@ -13,11 +13,12 @@ use crate::credential::Credential;
 use crate::error::{Error, ErrorCode, Outlook, Result};
 use crate::header::AuthHeaders;
 use crate::http::{self, TransportFailure};
+use crate::network::Network;
 use crate::origin::Origin;
 use crate::provider::{Provider, ProviderKind, ProviderSettings};
 use crate::retry::Budget;
 use crate::runtime::{Driver, Interrupt};
-use crate::settings::{Environment, FetchSettings, Reader, Settings, Source, variables as var};
+use crate::settings::{Environment, FetchSettings, Reader, Settings, Source, enabled_providers, variables as var};
 use crate::steps::{self, Exchange, Step};
 
 /// How a check came out.
@@ -85,25 +86,41 @@ fn failed(error: &Error) -> Vec<Finding> {
     each.iter().map(Finding::of_error).collect()
 }
 
-/// Version, providers and settings in effect, with everything that is wrong with them. No network.
+/// Version, build, providers and settings in effect, with everything that is wrong with them. No network.
 pub fn info(environment: &Environment) -> Value {
     let mut reader = Reader::new(environment);
     reader.text(&var::MLFLOW_SECRETS_LOG_LEVEL);
     let settings = Settings::read_from(&mut reader);
     let usable: Vec<_> = settings.iter().flat_map(|s| &s.fetch.providers).map(|p| p.kind()).collect();
+    // With a reader of its own, so that what is wrong with the toggles is not told twice.
+    let enabled = enabled_providers(&mut Reader::new(environment));
     let providers: Vec<_> = ProviderKind::ALL
         .iter()
-        .map(|kind| json!({"name": kind.name(), "built_in": kind.is_built(), "in_use": usable.contains(kind)}))
-        .collect();
-    let settings_in_effect: Vec<_> = reader
-        .readings()
-        .iter()
-        .map(|reading| {
-            let source = match reading.source {
-                Source::Variable => "variable",
-                Source::Default => "default",
+        .map(|kind| {
+            let (built, in_use, enabled) = (kind.is_built(), usable.contains(kind), enabled.contains(kind));
+            let toggled_off = || environment.get(kind.toggle().name).is_some();
+            let state = match (built, in_use, enabled) {
+                (false, _, _) => "not in this build".to_owned(),
+                (_, true, _) => "in use".to_owned(),
+                (_, _, true) => "enabled, but not usable: see below".to_owned(),
+                _ if toggled_off() => format!("disabled by {}", kind.toggle().name),
+                _ => "not enabled".to_owned(),
             };
-            json!({"name": reading.variable.name, "value": reading.value, "source": source})
+            json!({"name": kind.name(), "built_in": built, "enabled": enabled, "in_use": in_use, "state": state})
+        })
+        .collect();
+    let readings = reader.readings();
+    let stands_in = |name| readings.iter().any(|reading| reading.source == Source::Alias(name));
+    let settings_in_effect: Vec<_> = readings
+        .iter()
+        .filter(|reading| !stands_in(reading.variable.name))
+        .map(|reading| {
+            let (source, alias) = match reading.source {
+                Source::Variable => ("variable", None),
+                Source::Alias(alias) => ("alias", Some(alias)),
+                Source::Default => ("default", None),
+            };
+            json!({"name": reading.variable.name, "value": reading.value, "source": source, "alias": alias})
         })
         .collect();
     let errors: Vec<_> = reader
@@ -114,11 +131,23 @@ pub fn info(environment: &Environment) -> Value {
     let notices = settings.map_or_else(|| reader.take_notices(), |s| s.notices);
     json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "build": {"features": features(), "optimised": !cfg!(debug_assertions)},
         "providers": providers,
         "settings": settings_in_effect,
         "errors": errors,
         "notices": notices,
     })
+}
+
+/// The features that this was built with.
+fn features() -> Vec<&'static str> {
+    let all = [
+        ("vault", cfg!(feature = "vault")),
+        ("aws", cfg!(feature = "aws")),
+        ("azure", cfg!(feature = "azure")),
+        ("python", cfg!(feature = "python")),
+    ];
+    all.into_iter().filter(|(_, is_on)| *is_on).map(|(name, _)| name).collect()
 }
 
 /// Every check from the settings to the header, each provider on its own.
@@ -188,7 +217,7 @@ impl Examination<'_> {
         let watched = async { Ok(steps::watch(chain.fetch(&clock, budget, true)).await) };
         let (outcome, steps) = driver.run(watched, self.interrupt)?;
         let took = started.elapsed();
-        self.reachability(&driver, &steps, outcome.as_ref().err().map(|failure| &failure.error))?;
+        self.reachability(&steps, outcome.as_ref().err().map(|failure| &failure.error))?;
         self.sign_in(&steps);
         match outcome {
             Ok(fetched) => {
@@ -235,7 +264,7 @@ impl Examination<'_> {
 
     /// Who answered, each once, and who did not where the fetch failed for it. A metadata service that is not there is no
     /// failure: the sign-in passes it by.
-    fn reachability(&mut self, driver: &Driver, steps: &[Step], failure: Option<&Error>) -> Result<()> {
+    fn reachability(&mut self, steps: &[Step], failure: Option<&Error>) -> Result<()> {
         let exchanges: Vec<_> = steps.iter().filter_map(Step::as_exchange).collect();
         let mut told = Vec::new();
         for exchange in &exchanges {
@@ -248,18 +277,7 @@ impl Examination<'_> {
         let (Some(failure), Some(last)) = (failure, exchanges.last()) else { return Ok(()) };
         match &last.outcome {
             Err(TransportFailure::Tls(why)) => {
-                let issuer = driver.run(
-                    async {
-                        Ok(tokio::time::timeout(
-                            ISSUER_LIMIT,
-                            http::certificate_issuer(&last.to, &self.settings.network),
-                        )
-                        .await
-                        .ok()
-                        .flatten())
-                    },
-                    self.interrupt,
-                )?;
+                let issuer = issuer(&last.to, &self.settings.network, self.interrupt)?;
                 let signed = issuer.as_ref().map(|issuer| format!("; it is signed by {issuer}")).unwrap_or_default();
                 let message = format!("the TLS connection to {} failed ({}): {why}{signed}", last.to, times(last));
                 let variable = self.kind.ca_variable().name;
@@ -339,6 +357,19 @@ impl Examination<'_> {
     }
 }
 
+/// Who signed the certificate of the server at `url`, or `None` where it shows none within 5 s. No request is sent to it.
+///
+/// # Errors
+/// [`crate::ErrorCode::FetchInterrupted`].
+pub fn certificate_issuer(environment: &Environment, url: &str, interrupt: Interrupt<'_>) -> Result<Option<String>> {
+    issuer(url, &Network::read(&mut Reader::new(environment)), interrupt)
+}
+
+fn issuer(url: &str, network: &Network, interrupt: Interrupt<'_>) -> Result<Option<String>> {
+    let asked = async { tokio::time::timeout(ISSUER_LIMIT, http::certificate_issuer(url, network)).await };
+    Driver::default().run(async { Ok(asked.await.ok().flatten()) }, interrupt)
+}
+
 /// How long a server that was refused may take to show its certificate once more.
 const ISSUER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -387,20 +418,29 @@ fn shape(headers: &AuthHeaders) -> String {
 }
 
 fn allowlist_warnings(settings: &Settings) -> Vec<Finding> {
-    let Some(allowlist) = &settings.access.allowlist else { return Vec::new() };
-    let patterns = allowlist.patterns().iter();
-    patterns
-        .filter(|pattern| pattern.is_open_ended())
-        .map(|pattern| {
-            let what = if pattern.as_str() == "*" {
-                "permits every host"
-            } else {
-                "also matches names that somebody else can register"
-            };
-            let hint = "end the pattern in your own domain, as in mlflow-*.example.com";
-            Finding::warn("allowlist.open_ended", format!("the pattern {pattern} {what}"), hint)
-        })
-        .collect()
+    let patterns = settings.access.allowlist.iter().flat_map(Allowlist::patterns);
+    let mut findings = Vec::new();
+    for pattern in patterns {
+        if pattern.as_str() == "*" {
+            let hint = "name your own servers, as in mlflow-*.example.com";
+            findings.push(Finding::warn("allowlist.open_ended", "the pattern * permits every host", hint));
+        } else if let Some(example) = pattern.foreign_example() {
+            let hint = "end the pattern in a dot and your own domain, as in mlflow-*.example.com";
+            let message = format!("the pattern {pattern} also matches {example}");
+            findings.push(Finding::warn("allowlist.open_ended", message, hint));
+        }
+        if pattern.asks_for_http() {
+            let message = format!("the pattern {pattern} permits plain http, for everybody on the way to read");
+            let hint = "use https:// there, or leave the scheme out";
+            findings.push(Finding::warn("allowlist.plain_http", message, hint));
+        }
+    }
+    if settings.access.allow_http {
+        let message = "plain http is permitted to every host that may get the credential";
+        let hint = "unset MLFLOW_SECRETS_ALLOW_HTTP, and name the one host that needs it with http:// in MLFLOW_SECRETS_ALLOWED_HOSTS";
+        findings.push(Finding::warn("allowlist.plain_http", message, hint));
+    }
+    findings
 }
 
 /// What the allowlist says about `url`. `own_urls` are those that count when there is no allowlist.

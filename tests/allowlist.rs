@@ -141,7 +141,28 @@ fn the_nearest_pattern_is_named() {
 
 /// Whoever can register a name can match a pattern that ends in a wildcard.
 #[test]
-fn open_ended_patterns_are_known() {
-    assert!(pattern("mlflow-*").is_open_ended() && pattern("*").is_open_ended() && pattern("a.co?").is_open_ended());
-    assert!(!pattern("*.example.com").is_open_ended() && !pattern("example.com").is_open_ended());
+fn patterns_that_match_what_others_can_register_are_known() {
+    let example = |text: &str| pattern(text).foreign_example();
+    for (text, foreign) in [
+        ("*", "x.attacker.com"),
+        ("mlflow-*", "mlflow-x.attacker.com"),
+        ("a.co?", "a.com"),
+        ("*.com", "attacker.com"),
+        ("*example.com", "evilexample.com"),
+        ("https://mlflow-*:8443", "mlflow-x.attacker.com"),
+    ] {
+        assert_eq!(example(text).as_deref(), Some(foreign), "{text}");
+    }
+    for text in
+        ["*.example.com", "example.com", "*.local", "mlflow-?", "mlflow-[0-9].example.com", "127.0.0.1", "[::1]"]
+    {
+        assert_eq!(example(text), None, "{text}");
+    }
+}
+
+#[test]
+fn patterns_that_ask_for_plain_http_to_another_machine_are_known() {
+    assert!(pattern("http://mlflow.example.com").asks_for_http() && pattern("http://*.example.com").asks_for_http());
+    assert!(!pattern("mlflow.example.com").asks_for_http() && !pattern("https://a.example.com").asks_for_http());
+    assert!(!pattern("http://localhost:5000").asks_for_http() && !pattern("http://127.0.0.1").asks_for_http());
 }

@@ -16,21 +16,21 @@ class Finding(TypedDict):
     facts: dict[str, Any]
 
 
-def passed(code: str, message: str, **facts: Any) -> Finding:
+def passed(code: str, message: str, /, **facts: Any) -> Finding:
     """It is as it should be."""
     return {"status": "pass", "code": code, "message": message, "hint": None, "facts": facts}
 
 
-def warn(code: str, message: str, hint: str, **facts: Any) -> Finding:
+def warn(code: str, message: str, hint: str, /, **facts: Any) -> Finding:
     """It works, and deserves a look."""
     return {"status": "warn", "code": code, "message": message, "hint": hint, "facts": facts}
 
 
-def fail(code: str, message: str, hint: str, **facts: Any) -> Finding:
+def fail(code: str, message: str, hint: str, /, **facts: Any) -> Finding:
     """It does not work."""
     return {"status": "fail", "code": code, "message": message, "hint": hint, "facts": facts}
 
 
-def skip(code: str, message: str, **facts: Any) -> Finding:
+def skip(code: str, message: str, /, **facts: Any) -> Finding:
     """It could not be checked; the message says what it needs."""
     return {"status": "skip", "code": code, "message": message, "hint": None, "facts": facts}

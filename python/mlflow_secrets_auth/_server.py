@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mlflow_secrets_auth import _core
@@ -110,37 +110,45 @@ def _unreachable(url: str, error: BaseException) -> Finding:
     import requests
 
     if isinstance(error, requests.exceptions.SSLError):
-        hint = "name the CA that signs its certificate in REQUESTS_CA_BUNDLE"
-        return fail("server.tls", f"the TLS connection to {url} failed", hint)
+        issuer = _core.certificate_issuer(url)
+        signed = f": its certificate is signed by {issuer}, which is not trusted here, or not made for this host"
+        hint = "name the CA that signs its certificate in REQUESTS_CA_BUNDLE, if that is a signer that you trust"
+        message = f"the TLS connection to {url} failed{signed if issuer else ''}"
+        return fail("server.tls", message, hint, server=url, issuer=issuer)
     what = "timed out" if isinstance(error, requests.Timeout) else "failed"
     hint = "check the URL, that the server is running, and that this machine may reach it"
-    return fail("server.unreachable", f"connecting to {url} {what} ({type(error).__name__})", hint)
+    return fail("server.unreachable", f"connecting to {url} {what} ({type(error).__name__})", hint, server=url)
+
+
+def _facts(url: str, answer: requests.Response) -> dict[str, Any]:
+    return {"server": url, "status": answer.status_code, "duration_ms": int(answer.elapsed.total_seconds() * 1000)}
 
 
 def _openness(url: str, answer: requests.Response) -> Finding:
-    status = answer.status_code
+    status, facts = answer.status_code, _facts(url, answer)
     if status in (401, 403) or _is_login(answer):
-        return passed("server.protected", f"{url} refuses requests without a credential (HTTP {status})")
+        return passed("server.protected", f"{url} refuses requests without a credential (HTTP {status})", **facts)
     hint = "if it should be protected, check the server's authentication"
-    return warn("server.open", f"{url} answers without a credential (HTTP {status})", hint)
+    return warn("server.open", f"{url} answers without a credential (HTTP {status})", hint, **facts)
 
 
 def _acceptance(url: str, answer: requests.Response) -> Finding:
-    status = answer.status_code
+    status, facts = answer.status_code, _facts(url, answer)
     if _is_login(answer):
         hint = "the server sends browsers to log in; ask for a token or a user that its API accepts"
-        return fail("server.login_page", f"{url} answers with a login page (HTTP {status})", hint)
+        return fail("server.login_page", f"{url} answers with a login page (HTTP {status})", hint, **facts)
     if status == 200:
-        return passed("server.accepts", f"{url} accepts the credential")
+        return passed("server.accepts", f"{url} accepts the credential, after {facts['duration_ms']} ms", **facts)
     if status in (401, 403):
         hint = "check that the stored credential is the server's, and the provider's auth mode (bearer, basic or raw)"
-        return fail("server.denied", f"{url} refuses the credential (HTTP {status})", hint)
+        return fail("server.denied", f"{url} refuses the credential (HTTP {status})", hint, **facts)
     if answer.is_redirect:
         target = urlsplit(answer.headers.get("location", ""))
         hint = "use the address that it redirects to, and permit that one"
-        return fail("server.redirects", f"{url} redirects to {target.scheme}://{target.hostname}", hint)
+        where = f"{target.scheme}://{target.hostname}"
+        return fail("server.redirects", f"{url} redirects to {where}", hint, **facts)
     hint = "check that the URL is that of an MLflow tracking server, without the path of a page"
-    return fail("server.unexpected", f"{url} answers HTTP {status}", hint)
+    return fail("server.unexpected", f"{url} answers HTTP {status}", hint, **facts)
 
 
 def _is_login(answer: requests.Response) -> bool:

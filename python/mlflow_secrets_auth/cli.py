@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 #: The version of both ``--json`` documents. A field is never removed or changed within a version; new ones may appear.
 _SCHEMA = 1
 _NAME = "mlflow_secrets_auth"
+_FIRST_MLFLOW = (2, 8, 0)
 #: The providers that MLflow itself brings.
 _MLFLOW_OWN = ("kubernetes", "kubernetes-namespaced")
 _MARKS = {"pass": ("pass", "green"), "warn": ("WARN", "yellow"), "fail": ("FAIL", "red"), "skip": ("skip", "cyan")}
@@ -70,20 +72,54 @@ def doctor(dry_run: str | None, as_json: bool) -> None:
 
 
 def _usage() -> dict[str, Any]:
-    """Whether MLflow will ask us for the credential, and if not, why."""
+    """Whether MLflow will ask us for the credential, and if not, why and what to do."""
     chosen = os.environ.get("MLFLOW_TRACKING_AUTH") or None
+    version = _mlflow_version()
+    problem, hint = _obstacle(version, chosen) or (None, None)
+    return {
+        "version": version and _dotted(version),
+        "tracking_auth": chosen,
+        "uses_us": problem is None,
+        "problem": problem,
+        "hint": hint,
+    }
+
+
+def _obstacle(version: tuple[int, ...] | None, chosen: str | None) -> tuple[str, str] | None:
+    """Why MLflow does not use us, and what to do."""
+    install = f'pip install "mlflow-skinny>={_dotted(_FIRST_MLFLOW)}"'
+    choose = f"export MLFLOW_TRACKING_AUTH={_NAME}"
+    if version is None:
+        return "MLflow is not installed in this environment", install
+    if version < _FIRST_MLFLOW:
+        return f"MLflow {_dotted(version)} knows no providers yet", install
     if chosen is None:
-        problem = "MLFLOW_TRACKING_AUTH is not set"
-    elif os.environ.get("MLFLOW_TRACKING_AWS_SIGV4", "").lower() in ("true", "1"):
-        problem = "MLFLOW_TRACKING_AWS_SIGV4 is on, which goes before MLFLOW_TRACKING_AUTH"
-    elif chosen == _NAME:
-        problem = None
-    elif chosen in _registered():
-        problem = f"MLFLOW_TRACKING_AUTH chooses another provider, {chosen}"
-    else:
-        # MLflow only warns of this, and sends requests without any credential.
-        problem = f"MLFLOW_TRACKING_AUTH is {chosen!r}, and no such provider is installed"
-    return {"tracking_auth": chosen, "uses_us": problem is None, "problem": problem}
+        return "MLFLOW_TRACKING_AUTH is not set", choose
+    if os.environ.get("MLFLOW_TRACKING_AWS_SIGV4", "").lower() in ("true", "1"):
+        sigv4 = "MLFLOW_TRACKING_AWS_SIGV4"
+        return f"{sigv4} is on, which goes before MLFLOW_TRACKING_AUTH", f"unset {sigv4}"
+    if chosen == _NAME:
+        return None
+    if chosen in _registered():
+        return f"MLFLOW_TRACKING_AUTH chooses another provider, {chosen}", choose
+    # MLflow only warns of this, and sends requests without any credential.
+    return f"MLFLOW_TRACKING_AUTH is {chosen!r}, and no such provider is installed", choose
+
+
+def _mlflow_version() -> tuple[int, ...] | None:
+    """MLflow's version, from its file: importing MLflow takes a second, and reading its metadata as long as we do."""
+    from importlib.util import find_spec
+
+    spec = find_spec("mlflow")
+    if spec is None or spec.origin is None:
+        return None
+    with open(os.path.join(os.path.dirname(spec.origin), "version.py"), encoding="utf-8") as file:
+        found = re.search(r"^VERSION *= *[\"'](\d+)\.(\d+)\.?(\d*)", file.read(), re.MULTILINE)
+    return tuple(int(number or 0) for number in found.groups()) if found else None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _registered() -> set[str]:
@@ -94,12 +130,11 @@ def _registered() -> set[str]:
 
 
 def _usage_finding() -> Finding:
-    problem = _usage()["problem"]
+    facts = _usage()
+    problem, hint = facts["problem"], facts["hint"]
     if problem is None:
-        return passed("mlflow.uses_us", f"MLFLOW_TRACKING_AUTH={_NAME}")
-    sigv4 = "SIGV4" in problem
-    hint = "unset MLFLOW_TRACKING_AWS_SIGV4" if sigv4 else f"export MLFLOW_TRACKING_AUTH={_NAME}"
-    return warn("mlflow.not_used", f"MLflow does not use this package: {problem}", hint)
+        return passed("mlflow.uses_us", f"MLflow {facts['version']}, MLFLOW_TRACKING_AUTH={_NAME}", **facts)
+    return warn("mlflow.not_used", f"MLflow does not use this package: {problem}", hint, **facts)
 
 
 def _print_findings(findings: list[Finding]) -> None:
@@ -116,16 +151,18 @@ def _print_findings(findings: list[Finding]) -> None:
 
 def _print_info(facts: dict[str, Any]) -> None:
     click.echo(f"mlflow-secrets-auth {facts['version']} (Python {facts['python']}, {facts['platform']})")
+    features = ", ".join(facts["build"]["features"])
+    click.echo(f"built with {features}" + ("" if facts["build"]["optimised"] else ", not optimised"))
     mlflow = facts["mlflow"]
-    click.echo(mlflow["problem"] or f"MLflow uses this package (MLFLOW_TRACKING_AUTH={_NAME})")
+    uses_us = f"MLflow {mlflow['version']} uses this package (MLFLOW_TRACKING_AUTH={_NAME})"
+    click.echo(f"MLflow does not use this package: {mlflow['problem']}" if mlflow["problem"] else uses_us)
     click.echo("\nproviders, in the order in which they are asked")
-    for provider in facts["providers"]:
-        state = "in use" if provider["in_use"] else "not in use" if provider["built_in"] else "not in this build"
-        click.echo(f"  {provider['name']:<22}{state}")
+    for number, provider in enumerate(facts["providers"], 1):
+        click.echo(f"  {number}. {provider['name']:<22}{provider['state']}")
     click.echo("\nsettings")
     width = max(len(setting["name"]) for setting in facts["settings"]) + 2
     for setting in facts["settings"]:
-        source = "" if setting["source"] == "variable" else f"  ({setting['source']})"
+        source = {"variable": "", "default": "  (default)", "alias": f"  (from {setting['alias']})"}[setting["source"]]
         click.echo(f"  {setting['name']:<{width}}{setting['value']}{source}")
     for error in facts["errors"]:
         click.echo(f"\n{error['code']}: {error['message']}\nhint: {error['hint']}")

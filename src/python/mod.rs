@@ -85,6 +85,13 @@ fn examine_url(py: Python<'_>, url: &str, own_urls: Vec<String>) -> PyResult<Str
     Ok(as_json(&doctor::examine_url(&environment::read(py)?, url, own_urls)))
 }
 
+/// Who signed the certificate of the server at `url`, or `None` where it shows none. Nothing is sent to it.
+#[pyfunction]
+fn certificate_issuer(py: Python<'_>, url: &str) -> PyResult<Option<String>> {
+    let environment = environment::read(py)?;
+    blocking(py, |interrupt| doctor::certificate_issuer(&environment, url, interrupt))
+}
+
 fn as_json(found: &impl serde::Serialize) -> String {
     // Text, numbers and names only: that always succeeds.
     serde_json::to_string(found).unwrap_or_default()
@@ -210,6 +217,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info, module)?)?;
     module.add_function(wrap_pyfunction!(examine, module)?)?;
     module.add_function(wrap_pyfunction!(examine_url, module)?)?;
+    module.add_function(wrap_pyfunction!(certificate_issuer, module)?)?;
     module.add_function(wrap_pyfunction!(provider_names, module)?)?;
     module.add_function(wrap_pyfunction!(access_settings, module)?)?;
     module.add_function(wrap_pyfunction!(matches, module)?)?;

@@ -19,6 +19,8 @@ const OUR_PREFIXES: [&str; 5] =
 pub enum Source {
     /// The variable itself.
     Variable,
+    /// This other variable, which means the same.
+    Alias(&'static str),
     /// It is unset; the default holds.
     Default,
 }
@@ -100,6 +102,12 @@ impl<'a> Reader<'a> {
     /// The value of the first of two variables that mean the same; set to different values they are an error.
     pub fn aliased(&mut self, variables: [&'static Variable; 2]) -> Option<String> {
         let [value, alias] = variables.map(|variable| self.text(variable));
+        if let (None, Some(alias)) = (&value, &alias)
+            && let Some(reading) = self.readings.iter_mut().find(|reading| reading.variable.name == variables[0].name)
+        {
+            reading.value = alias.clone();
+            reading.source = Source::Alias(variables[1].name);
+        }
         if let (Some(value), Some(alias)) = (&value, &alias)
             && value != alias
         {
