@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -418,6 +420,21 @@ def test_a_role_on_top_is_assumed_once(aws, use) -> None:
     assert (call.form["RoleArn"], call.form["RoleSessionName"], call.form["ExternalId"]) == (ROLE, "ci", "ext-1")
     assert reader(aws).startswith("ASIA")
     assert aws.last("GetSecretValue").token
+
+
+def test_doctor_tells_the_whole_way_to_a_role(aws, use, secret) -> None:
+    use(AWS_ROLE_ARN=ROLE, AWS_SESSION_TOKEN="canary-token")
+    run = [sys.executable, "-m", "mlflow_secrets_auth", "doctor", "--json"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert "canary" not in done.stdout
+    findings = {finding["code"]: finding for finding in json.loads(done.stdout)["findings"]}
+    tried = findings["identity.found"]["facts"]["tried"]
+    assert [(one["way"], one["succeeded"]) for one in tried] == [("environment", True), ("role in AWS_ROLE_ARN", True)]
+    assert findings["identity.found"]["message"].startswith("aws-secrets-manager: the keys in AWS_ACCESS_KEY_ID as the")
+    assert findings["backend.reachable"]["facts"]["server"] == aws.url
+    facts = findings["secret.readable"]["facts"]
+    assert facts["location"] == f"{secret} (Secrets Manager in us-east-1)"
+    assert facts["fields"] == ["token"] and 0 <= facts["age_s"] < 600
 
 
 def test_the_session_has_a_name_by_default(aws, use) -> None:

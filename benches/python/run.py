@@ -61,15 +61,17 @@ def in_turn(case: str, settings: dict[str, str], rounds: int = ROUNDS) -> tuple[
     return sides
 
 
-def whole_process(arguments: list[str], rounds: int = ROUNDS) -> tuple[list[float], list[float]]:
-    """Milliseconds of a command, from start to end."""
+def whole_process(
+    arguments: list[str], settings: dict[str, str] | None = None, rounds: int = ROUNDS
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of a command that succeeds, from start to end."""
     sides: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         for side, python in zip(sides, (OURS, THEIRS), strict=True):
             start = time.perf_counter()
             subprocess.run(
                 [str(python.with_name(arguments[0])), *arguments[1:]],
-                env=clean_environment(),
+                env=clean_environment(**(settings or {})),
                 capture_output=True,
                 check=True,
             )
@@ -135,6 +137,9 @@ def measure(folder: Path) -> Report:
         a, b = median(mine), median(others)
         reached = b / a >= 15 and a <= 100
         report.add("mlflow-secrets-auth info, whole process", "ms", a, b, "15 times, and 100 ms", reached)
+        mine, others = whole_process(["mlflow-secrets-auth", "doctor"], vault)
+        a, b = median(mine), median(others)
+        report.add("mlflow-secrets-auth doctor (OpenBao), whole process", "ms", a, b, "300 ms", a <= 300)
 
         ours, theirs = in_turn("cold", vault)
         a, b = median(ours["cold_ms"]), median(theirs["cold_ms"])
