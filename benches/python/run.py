@@ -1,7 +1,10 @@
 """``make bench``: this package against the Python plugin 0.2.0, on this machine, in one run, on the same servers.
 
 Each measurement is made in turn for both (A B A B …), in processes of their own; the figure is the median. Writes
-``docs/performance.md`` and its plot.
+``docs/performance.md`` with its plot, and the ratios to ``benches/python/ratios.json``.
+
+``--alert`` writes nothing: it exits 1 where a ratio is worse by half than the one stored there. Ratios, because both
+sides run on the same machine, whichever it is.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ from servers import OpenBao, Server, clean_environment, script  # noqa: E402
 
 WORKER = str(Path(__file__).with_name("worker.py"))
 OURS, THEIRS = (ROOT / ".venvs" / name / "bin" / "python" for name in ("bench-ours", "bench-0.2.0"))
+RATIOS = Path(__file__).with_name("ratios.json")
 ROUNDS = 7
+#: How much worse than the stored one a ratio may be: 150 %.
+TOLERANCE = 1.5
 
 Figures = dict[str, list[float]]
 
@@ -193,6 +199,25 @@ def moto_settings(moto: Moto) -> dict[str, str] | None:
     return settings
 
 
+def ratio(row: dict[str, Any]) -> float:
+    """How many times less ours takes."""
+    return float(row["theirs"] / row["ours"]) if row["ours"] > 0 else float("inf")
+
+
+def ratios(report: Report) -> dict[str, float]:
+    """The ratios that have an aim, as they are stored."""
+    return {row["what"]: round(ratio(row), 1) for row in report.rows if row["aim"]}
+
+
+def worse(stored: dict[str, float], now: dict[str, float]) -> list[str]:
+    """A line for every measurement that has become worse by more than the tolerance, or is not made any more."""
+    return [
+        f"{what}: {now.get(what, 0)} times less than 0.2.0, where it was {before}"
+        for what, before in stored.items()
+        if now.get(what, 0) * TOLERANCE < before
+    ]
+
+
 def write_page(report: Report, size_mb: float) -> None:
     plot(report)
     lines = [
@@ -213,8 +238,7 @@ def write_page(report: Report, size_mb: float) -> None:
     for row in report.rows:
         unit = f" {row['unit']}" if row["unit"] else ""
         reached = "" if not row["aim"] else "yes" if row["reached"] else "**no**"
-        ratio = row["theirs"] / row["ours"] if row["ours"] > 0 else float("inf")
-        figures = f"{row['ours']:.2f}{unit} | {row['theirs']:.2f}{unit} | {ratio:.1f}"
+        figures = f"{row['ours']:.2f}{unit} | {row['theirs']:.2f}{unit} | {ratio(row):.1f}"
         lines.append(f"| {row['what']} | {figures} | {row['aim']} | {reached} |")
     lines += [
         "",
@@ -231,27 +255,32 @@ def plot(report: Report) -> None:
     from matplotlib import pyplot
 
     rows = [row for row in report.rows if row["aim"] and row["ours"] > 0][::-1]
-    ratios = [row["theirs"] / row["ours"] for row in rows]
+    times = [ratio(row) for row in rows]
     matplotlib.rcParams["svg.hashsalt"] = "mlflow-secrets-auth"
     figure, axes = pyplot.subplots(figsize=(9, 0.45 * len(rows) + 1.2))
-    bars = axes.barh([row["what"] for row in rows], ratios, color="#0b6e4f")
-    axes.bar_label(bars, labels=[f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" for ratio in ratios], padding=3)
+    bars = axes.barh([row["what"] for row in rows], times, color="#0b6e4f")
+    axes.bar_label(bars, labels=[f"{each:.0f}" if each >= 10 else f"{each:.1f}" for each in times], padding=3)
     axes.set_xscale("log")
     axes.set_xlim(left=1)
     axes.set_xlabel("how many times less than the Python plugin 0.2.0 (logarithmic)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(right=max(ratios) * 3)
+    axes.set_xlim(right=max(times) * 3)
     figure.tight_layout()
     figure.savefig(ROOT / "docs" / "performance.svg", metadata={"Date": None})
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     [wheel] = sorted((ROOT / "dist").glob("*.whl"))[-1:]
     with tempfile.TemporaryDirectory(prefix="mlflow-secrets-auth-bench-") as name:
         report = measure(Path(name))
+    if arguments == ["--alert"]:
+        alerts = worse(json.loads(RATIOS.read_text()), ratios(report))
+        print("\n".join(alerts) or "no ratio is worse by half than the stored one")
+        return 1 if alerts else 0
     write_page(report, wheel.stat().st_size / 1e6)
+    RATIOS.write_text(json.dumps(ratios(report), indent=2, ensure_ascii=False) + "\n")
     return 0 if all(row["reached"] for row in report.rows) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
