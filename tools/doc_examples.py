@@ -1,6 +1,7 @@
 """Writes the Python examples of the documentation and the README as modules, for the type checkers.
 
 ``python tools/doc_examples.py FOLDER`` makes one file for each example, named after its page and its line there.
+Examples for the frameworks below are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+#: Hundreds of megabytes each, which is much for the types of one example.
+NOT_INSTALLED = ("pyspark", "ray")
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -20,6 +23,7 @@ def examples(page: Path) -> dict[str, str]:
     return {
         f"{page.stem.lower().replace('-', '_')}_line_{text.count(chr(10), 0, match.start(1)) + 1}": match.group(1)
         for match in FENCE.finditer(text)
+        if not re.search(rf"^(?:import|from) (?:{'|'.join(NOT_INSTALLED)})\b", match.group(1), re.MULTILINE)
     }
 
 
