@@ -9,6 +9,7 @@ __all__ = [
     "__version__",
     "access_settings",
     "cache_info",
+    "certificate_issuer",
     "clear_cache",
     "error_codes",
     "examine",
