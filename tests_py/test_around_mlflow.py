@@ -11,14 +11,6 @@ from conftest import Configure
 from loopback import Answer, Loopback, VaultLike
 
 
-@pytest.fixture
-def to_loopback(vault_like: VaultLike, loopback: Loopback, configure: Configure) -> Loopback:
-    """MLflow's client with us as its auth provider; the tracking server is a recorder."""
-    configure(vault_like.settings(MLFLOW_TRACKING_AUTH="mlflow_secrets_auth", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"))
-    mlflow.set_tracking_uri(loopback.url)
-    return loopback
-
-
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_its_retries_replay_the_same_header(
     vault_like: VaultLike, to_loopback: Loopback, configure: Configure, status: int

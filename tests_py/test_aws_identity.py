@@ -298,6 +298,13 @@ def test_a_containers_endpoint(aws, use, endpoint, tmp_path, form) -> None:
     assert [request.path for request in endpoint.requests] == ["/v1/credentials"]
 
 
+def test_a_web_identity_comes_before_a_containers_endpoint(aws, use, endpoint, tmp_path) -> None:
+    use(web_identity(tmp_path), AWS_CONTAINER_CREDENTIALS_FULL_URI=endpoint.url)
+    fetch()
+    assert aws.count(WEB) == 1
+    assert endpoint.requests == []
+
+
 def test_a_containers_endpoint_that_refuses(use, endpoint) -> None:
     use(AWS_CONTAINER_CREDENTIALS_FULL_URI=endpoint.url, MLFLOW_AWS_MAX_RETRIES="3", **NO_KEYS)
     error = failure()

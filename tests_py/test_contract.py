@@ -41,14 +41,6 @@ def python(code: str, timeout: float = 60, **environment: str) -> str:
     return result.stdout.strip()
 
 
-@pytest.fixture
-def to_loopback(vault_like: VaultLike, loopback: Loopback, configure: Configure) -> Loopback:
-    """MLflow's client with us as its auth provider; the tracking server is a recorder that answers {}."""
-    configure(vault_like.settings(MLFLOW_TRACKING_AUTH="mlflow_secrets_auth", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"))
-    mlflow.set_tracking_uri(loopback.url)
-    return loopback
-
-
 # C1
 
 

@@ -134,6 +134,23 @@ def test_the_table_of_payloads(
         assert headers_for("https://mlflow.example.com/api") == {header or "Authorization": value}
 
 
+# The doctor
+
+
+def test_the_first_steps_show_what_doctor_prints(signed_in: Server) -> None:
+    """The same checks in the same order, where everything is as it should be."""
+    shown = example("docs/index.md", "4. Ask whether it works", "text").text
+    result = subprocess.run(
+        [sys.executable, "-m", "mlflow_secrets_auth", "doctor", "--dry-run", signed_in.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert [line.split()[:2] for line in shown.splitlines()] == [line.split()[:2] for line in result.stdout.splitlines()]
+
+
 # Environments
 
 

@@ -176,7 +176,10 @@ def kubernetes(vault: Vault, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_the_deployments_login_at_vault(vault: Vault, kubernetes: Path, configure: Configure) -> None:
     page = "docs/integrations/kubernetes.md"
     settings = environment(example(page, "With the pod's service account", "yaml"))
-    configure(settings, VAULT_ADDR=vault.url, MLFLOW_VAULT_JWT_PATH=str(kubernetes), VAULT_CACERT=None)
+    # A token that is there by accident is not used.
+    configure(
+        settings, VAULT_ADDR=vault.url, MLFLOW_VAULT_JWT_PATH=str(kubernetes), VAULT_TOKEN="stray", VAULT_CACERT=None
+    )
     assert headers_for(MLFLOW) == ABC
 
 
@@ -188,7 +191,6 @@ def test_the_sidecar(vault: Vault, kubernetes: Path, configure: Configure, tmp_p
     configuration = configuration.replace("/var/run/secrets/tokens/vault", str(kubernetes))
     settings = environment(each)
     with Agent(tmp_path, command, configuration) as agent:
-        # A token that is there by accident is not used.
         configure(settings, VAULT_AGENT_ADDR=agent.url, VAULT_TOKEN="stray")
         assert headers_for(MLFLOW) == ABC
 
