@@ -11,28 +11,21 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests_py"))
+
+from doc_pages import examples
+
 #: Hundreds of megabytes each, which is much for the types of one example.
-NOT_INSTALLED = ("pyspark", "ray")
-FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def examples(page: Path) -> dict[str, str]:
-    """The examples of a page, by the name of their module."""
-    text = page.read_text()
-    return {
-        f"{page.stem.lower().replace('-', '_')}_line_{text.count(chr(10), 0, match.start(1)) + 1}": match.group(1)
-        for match in FENCE.finditer(text)
-        if not re.search(rf"^(?:import|from) (?:{'|'.join(NOT_INSTALLED)})\b", match.group(1), re.MULTILINE)
-    }
+NOT_INSTALLED = re.compile(r"^(?:import|from) (?:pyspark|ray)\b", re.MULTILINE)
 
 
 def main(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        for name, code in examples(page).items():
-            (folder / f"{name}.py").write_text(code)
+    for example in examples("python"):
+        if not NOT_INSTALLED.search(example.text):
+            name = re.sub(r"\W+", "_", f"{Path(example.page).stem}_line_{example.line}".lower())
+            (folder / f"{name}.py").write_text(example.text)
 
 
 if __name__ == "__main__":

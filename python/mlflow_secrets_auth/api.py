@@ -52,7 +52,14 @@ class CacheInfo:
 def headers_for(url: str, *, settings: Mapping[str, Any] | None = None) -> dict[str, str]:
     """The headers that a request to ``url`` should carry; empty for a host that is not allowed.
 
-    When no allowlist is set, the host of ``url`` counts as allowed, because the caller named it.
+    When no allowlist is set, the host of ``url`` counts as allowed, because the caller named it. A cached credential
+    is given without I/O; else this waits for the fetch, at most ``MLFLOW_SECRETS_TIMEOUT_SEC`` (30 seconds)::
+
+        urllib.request.Request(url, headers=headers_for(url))
+
+    Args:
+        url: Where the request goes: http or https, with a host.
+        settings: As for :class:`mlflow_secrets_auth.SecretsAuth`. Default: the environment.
 
     Raises:
         SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
@@ -63,6 +70,12 @@ def headers_for(url: str, *, settings: Mapping[str, Any] | None = None) -> dict[
 
 def refresh(*, settings: Mapping[str, Any] | None = None) -> None:
     """Fetches the credential now, past every cache and every wait after a failure.
+
+    Takes at most ``MLFLOW_SECRETS_TIMEOUT_SEC`` (30 seconds). What it fetched serves the requests that follow; no
+    stale credential stands in for a fetch that fails.
+
+    Args:
+        settings: As for :class:`mlflow_secrets_auth.SecretsAuth`. Default: the environment.
 
     Raises:
         SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.

@@ -9,6 +9,13 @@ from __future__ import annotations
 class SecretsAuthError(Exception):
     """Base of everything that this package raises on purpose.
 
+    Its text is for people; programs look at the class and the code::
+
+        try:
+            headers_for(url)
+        except SecretsAuthError as error:
+            log.error("no credential: %s; %s", error.code, error.hint)
+
     Attributes:
         code: A stable name for the failure, such as ``vault.permission_denied``; the documentation explains each.
         message: What happened, and where.
