@@ -4,6 +4,7 @@ every action is pinned, and no job may do more than it has to. `make lint` adds 
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_they_use_the_rust_that_the_package_asks_for(path: Path) -> None:
     [wanted] = re.findall(r'^rust-version = "(.+)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
     text = path.read_text()
     assert set(re.findall(r'(?:RUSTUP_TOOLCHAIN|rust-toolchain): "(.+)"', text)) == {wanted}
+
+
+def test_the_benchmark_compares_with_the_published_figures() -> None:
+    """`make bench` writes both; the alert is about the rows that have an aim."""
+    rows = (line.strip("| \n").split(" | ") for line in (ROOT / "docs" / "performance.md").read_text().splitlines())
+    published = {
+        row[0]: float(row[3]) for row in rows if len(row) == 6 and row[3] != "ratio" and row[5] in ("yes", "**no**")
+    }
+    stored = json.loads((ROOT / "benches" / "python" / "ratios.json").read_text())
+    assert stored and stored == published
 
 
 def test_dependabot_looks_where_something_is() -> None:
