@@ -268,6 +268,7 @@ fn what_was_read_is_recorded_without_user_information() {
         ("HTTPS_PROXY", "http://jim:canary@proxy:3128"),
         ("HTTPS_PROXY", "jim:canary@proxy:3128"),
         ("MLFLOW_SECRETS_ALLOWED_HOSTS", "good.com,https://jim:canary@b.com"),
+        ("MLFLOW_SECRETS_ALLOWED_HOSTS", "jim:canary@b.com,good.com"),
     ] {
         let environment = environment(&[(name, value)]);
         let mut reader = Reader::new(&environment);

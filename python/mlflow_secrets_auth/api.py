@@ -64,7 +64,11 @@ def headers_for(url: str, *, settings: Mapping[str, Any] | None = None) -> dict[
     Raises:
         SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
     """
-    grant = _core.Authorizer(_headers_of, settings, True).authorize(dialed(url))
+    try:
+        grant = _core.Authorizer(_headers_of, settings, True).authorize(dialed(url))
+    finally:
+        # Some tracebacks show the local variables of every frame, and these may hold secrets.
+        del url, settings
     return dict(grant) if grant is not None else {}
 
 
@@ -80,7 +84,10 @@ def refresh(*, settings: Mapping[str, Any] | None = None) -> None:
     Raises:
         SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
     """
-    _core.Authorizer(_headers_of, settings, True).refresh()
+    try:
+        _core.Authorizer(_headers_of, settings, True).refresh()
+    finally:
+        del settings
 
 
 def clear_cache() -> None:

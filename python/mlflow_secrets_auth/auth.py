@@ -119,7 +119,9 @@ class _Grant:
 
     def _on_response(self, response: Response, **kwargs: Any) -> Response:
         if response.status_code in _DENIED or _asks_to_log_in(response):
-            response = self._after_denial(response, kwargs)
+            sending = _Sending(kwargs)
+            del kwargs
+            response = self._after_denial(response, sending)
             if _asks_to_log_in(response):
                 response.close()
                 raise _login_page(response)
@@ -145,7 +147,7 @@ class _Grant:
         hooks = [hook if known == self.on_response else known for known in request.hooks["response"]]
         request.hooks = {**request.hooks, "response": [known for known in hooks if known is not None]}
 
-    def _after_denial(self, response: Response, kwargs: dict[str, Any]) -> Response:
+    def _after_denial(self, response: Response, sending: _Sending) -> Response:
         """The answer to the same request with a newer credential.
 
         ``response`` itself where there is no newer one, or where the request can't be repeated faithfully.
@@ -160,7 +162,7 @@ class _Grant:
             newer = core.authorize(self.origin)
         if newer is None or newer.is_on(request) or not hasattr(response, "connection") or not _rewind(request):
             return response
-        again = _resend(response, newer, kwargs)
+        again = _resend(response, newer, sending)
         if again.status_code in _DENIED or _asks_to_log_in(again):
             core.denied_when_new(self.origin, newer.generation, _denial(again))
         # The next hop is built from the original request.
@@ -169,6 +171,17 @@ class _Grant:
         if again.is_redirect:
             newer._before_redirect(again, request, again.request)
         return again
+
+
+class _Sending:
+    """How requests sends: timeout, proxies and so on. No dictionary, which a traceback that shows local variables would
+    show with the password of a proxy.
+    """
+
+    __slots__ = ("options",)
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
 
 
 def _next_url(response: Response) -> str:
@@ -254,7 +267,7 @@ def _rewind(request: Any) -> bool:
     return True
 
 
-def _resend(response: Any, grant: _Grant, kwargs: dict[str, Any]) -> Response:
+def _resend(response: Any, grant: _Grant, sending: _Sending) -> Response:
     """Sends the request again over the same adapter, as requests' own digest authentication does."""
     # Reading the rest gives the connection back to the pool.
     response.content  # noqa: B018
@@ -263,7 +276,7 @@ def _resend(response: Any, grant: _Grant, kwargs: dict[str, Any]) -> Response:
     extract_cookies_to_jar(request._cookies, response.request, response.raw)  # type: ignore[no-untyped-call]
     request.prepare_cookies(request._cookies)
     grant.put_on(request)
-    again: Response = response.connection.send(request, **kwargs)
+    again: Response = response.connection.send(request, **sending.options)
     again.history.append(response)
     again.request = request
     return again

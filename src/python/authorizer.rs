@@ -158,9 +158,7 @@ impl Authorizer {
                 reader.readings().iter().flat_map(|reading| reading.variable.names()).chain(MLFLOW_URIS),
             )?,
         };
-        if let Some(level) = environment.get(var::MLFLOW_SECRETS_LOG_LEVEL.name) {
-            calls::call_method(&calls::import(py, "mlflow_secrets_auth._logging")?, "configure", (level,))?;
-        }
+        journal::set_level(py, environment)?;
         let replacements = core::replacements();
         let outcome = reader.finish(settings).map(core::Authorizer::new);
         if let Ok(core) = &outcome {

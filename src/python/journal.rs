@@ -14,6 +14,7 @@ use pyo3::types::PyDict;
 
 use super::calls;
 use crate::runtime::ProcessLocal;
+use crate::settings::{Environment, variables as var};
 
 /// More records than this are not kept; the oldest go first.
 const MAX_KEPT: usize = 1000;
@@ -41,6 +42,14 @@ pub fn install() {
     // A second import in one process (subinterpreters) finds it installed.
     let _ = log::set_logger(&*JOURNAL);
     log::set_max_level(LevelFilter::Debug);
+}
+
+/// Applies `MLFLOW_SECRETS_LOG_LEVEL`, where it is set.
+pub fn set_level(py: Python<'_>, environment: &Environment) -> PyResult<()> {
+    if let Some(level) = environment.get(var::MLFLOW_SECRETS_LOG_LEVEL.name) {
+        calls::call_method(&calls::import(py, "mlflow_secrets_auth._logging")?, "configure", (level,))?;
+    }
+    Ok(())
 }
 
 /// Hands the kept records to Python's `logging`.

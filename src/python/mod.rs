@@ -76,6 +76,7 @@ fn info(py: Python<'_>) -> PyResult<String> {
 #[pyfunction]
 fn examine(py: Python<'_>) -> PyResult<String> {
     let environment = environment::read(py)?;
+    journal::set_level(py, &environment)?;
     blocking(py, |interrupt| doctor::examine(&environment, interrupt)).map(|findings| as_json(&findings))
 }
 

@@ -90,9 +90,9 @@ impl Variable {
         [Some(self.name), self.lower_case].into_iter().flatten()
     }
 
-    /// Whether its value is a URL, which may hold a password.
+    /// Whether its value is or holds a URL, in which there may be a password.
     pub fn is_url(&self) -> bool {
-        self.accepts.contains("URL")
+        self.accepts.contains("URL") || self.accepts.contains("://")
     }
 
     /// The first paragraph of its documentation, on one line.
