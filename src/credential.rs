@@ -11,11 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::Deserialize;
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::header::AuthHeaders;
-use crate::secret::SecretString;
+use crate::secret::{SecretString, wipe};
 
 /// How the secret becomes a header: `MLFLOW_<PROVIDER>_AUTH_MODE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +71,10 @@ impl Credential {
         }
         match parse(text)? {
             Some(fields) => {
-                let credential = Self::from_fields(&fields, mode, header_name)?;
-                Ok(Self { fields: names(&fields).collect(), ..credential })
+                let credential = Self::from_fields(&fields, mode, header_name);
+                let names = names(&fields).collect();
+                wipe(Value::Object(fields));
+                Ok(Self { fields: names, ..credential? })
             }
             None => Self::from_token(text, mode, header_name, None),
         }
@@ -121,7 +125,10 @@ impl Credential {
 fn parse(text: &str) -> Result<Option<Map<String, Value>>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(fields)) => Ok(Some(fields)),
-        Ok(Value::Array(_) | Value::String(_)) => Err(not_json("it is a JSON list or string, not an object")),
+        Ok(document @ (Value::Array(_) | Value::String(_))) => {
+            wipe(document);
+            Err(not_json("it is a JSON list or string, not an object"))
+        }
         Ok(Value::Null | Value::Bool(_) | Value::Number(_)) => Err(not_json("it is a JSON scalar, not an object")),
         Err(_) if text.starts_with('{') => Err(not_json("it begins with { but is not valid JSON")),
         Err(_) => Ok(None),
@@ -194,7 +201,8 @@ fn basic(user: &str, password: &str, header_name: &str) -> Result<AuthHeaders> {
         ));
     }
     let pair = SecretString::new(format!("{user}:{password}"));
-    AuthHeaders::single(header_name, SecretString::new(format!("Basic {}", STANDARD.encode(pair.expose()))))
+    let encoded = SecretString::new(STANDARD.encode(pair.expose()));
+    AuthHeaders::single(header_name, SecretString::new(format!("Basic {}", encoded.expose())))
 }
 
 /// A stored `Bearer t` is `t`: the scheme is not written twice.
@@ -219,6 +227,12 @@ fn looks_basic(token: &str) -> bool {
         .is_some_and(|(user, password)| !user.is_empty() && !password.is_empty() && !token.contains(' '))
 }
 
+/// What counts of a JSON Web Token.
+#[derive(Deserialize)]
+struct Claims {
+    exp: Option<f64>,
+}
+
 /// `exp` of a JSON Web Token (RFC 7519), read without checking the signature: it only shortens how long we keep it.
 pub(crate) fn jwt_expiry(token: &str) -> Option<SystemTime> {
     let mut parts = token.split('.');
@@ -226,9 +240,9 @@ pub(crate) fn jwt_expiry(token: &str) -> Option<SystemTime> {
     if parts.next().is_some() {
         return None;
     }
-    let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
-    let claims: Value = serde_json::from_slice(&claims).ok()?;
-    epoch(claims.get("exp")?.as_f64()?)
+    let claims = Zeroizing::new(URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?);
+    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    epoch(claims.exp?)
 }
 
 fn expiry(value: &Value) -> Result<SystemTime> {

@@ -4,11 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use url::Url;
-
 use crate::error::{Error, ErrorCode, Result};
 use crate::http::plain_io;
-use crate::origin::redacted;
+use crate::origin::{Origin, redacted};
 use crate::secret::SecretString;
 use crate::settings::variables::{self as var, Variable};
 use crate::settings::{Environment, Reader};
@@ -169,12 +167,12 @@ impl Proxies {
             http = lower_case_only(reader.environment(), &var::HTTP_PROXY);
         }
         let every = reader.in_either_case(&var::ALL_PROXY);
-        let mut parse = |variable, text: Option<String>| text.and_then(|text| Proxy::parse(reader, variable, &text));
+        let mut parse = |variable, text: Option<&str>| text.and_then(|text| Proxy::parse(reader, variable, text));
         let unnamed = https.is_none() || http.is_none();
         let every = parse(&var::ALL_PROXY, every.filter(|_| unnamed));
         let https = if https.is_some() { parse(&var::HTTPS_PROXY, https) } else { every.clone() };
         let http = if http.is_some() { parse(&var::HTTP_PROXY, http) } else { every };
-        Self { https, http, except: reader.in_either_case(&var::NO_PROXY).map(|list| list.to_ascii_lowercase()) }
+        Self { https, http, except: reader.in_either_case(&var::NO_PROXY).map(str::to_ascii_lowercase) }
     }
 
     /// They, as the HTTP client wants them.
@@ -197,23 +195,20 @@ impl Proxies {
     }
 }
 
-fn lower_case_only(environment: &Environment, variable: &Variable) -> Option<String> {
-    environment.get(variable.lower_case?).map(str::to_owned)
+fn lower_case_only<'a>(environment: &'a Environment, variable: &Variable) -> Option<&'a str> {
+    environment.get(variable.lower_case?)
 }
 
 impl Proxy {
     fn parse(reader: &mut Reader<'_>, variable: &'static Variable, text: &str) -> Option<Self> {
         // As in requests, a bare host means http.
-        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let plain = Url::parse(&url).is_ok_and(|url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.has_host()
-                && url.path() == "/"
-                && url.query().is_none()
-                && url.fragment().is_none()
-        });
-        if plain {
-            return Some(Self(SecretString::new(url)));
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        // Not a URL library's reading: it would leave a copy of the password behind.
+        let origin = rest.rsplit('@').next().and_then(|host| Origin::of(&format!("{scheme}://{host}")).ok());
+        let odd = |c: char| matches!(c, '/' | '?' | '#' | '\\') || c.is_whitespace() || c.is_control();
+        if origin.is_some() && !rest.contains(odd) {
+            return Some(Self(SecretString::new(format!("{scheme}://{rest}"))));
         }
         reader.invalid(variable, text, None);
         None

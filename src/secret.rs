@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use zeroize::Zeroizing;
+use serde_json::Value;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// A secret text: a token, a password, a payload.
 ///
@@ -43,5 +44,15 @@ impl From<&str> for SecretString {
 impl From<String> for SecretString {
     fn from(text: String) -> Self {
         Self::new(text)
+    }
+}
+
+/// Wipes the texts of a parsed document.
+pub(crate) fn wipe(document: Value) {
+    match document {
+        Value::String(mut text) => text.zeroize(),
+        Value::Array(values) => values.into_iter().for_each(wipe),
+        Value::Object(fields) => fields.into_iter().for_each(|(_, value)| wipe(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 pub use reader::{Reader, Source, nearest};
+use zeroize::Zeroize;
 
 use crate::allowlist::{Allowlist, Pattern};
 use crate::error::{Error, ErrorCode, Result};
@@ -18,7 +19,7 @@ use variables as var;
 
 /// The environment as it was at one moment: names and values.
 ///
-/// Values may be secrets, so there is no `Debug`.
+/// Values may be secrets, so there is no `Debug`, and they are wiped when they are dropped.
 #[derive(Clone, Default)]
 pub struct Environment(HashMap<String, String>);
 
@@ -36,6 +37,12 @@ impl Environment {
     /// The names of all variables that are set.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(Zeroize::zeroize);
     }
 }
 

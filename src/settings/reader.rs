@@ -67,10 +67,10 @@ impl<'a> Reader<'a> {
     }
 
     /// As [`text`](Self::text), of a variable that has a form in lower case, which comes first, as in `requests`.
-    pub fn in_either_case(&mut self, variable: &'static Variable) -> Option<String> {
+    pub fn in_either_case(&mut self, variable: &'static Variable) -> Option<&'a str> {
         let lower = variable.lower_case.and_then(|name| self.environment.get(name));
-        let value = lower.or_else(|| self.environment.get(variable.name)).map(|value| value.trim().to_owned());
-        self.record(variable, value.as_deref());
+        let value = lower.or_else(|| self.environment.get(variable.name)).map(str::trim);
+        self.record(variable, value);
         value
     }
 

@@ -260,7 +260,7 @@ impl IdentitySettings {
         roles.extend(own_role_arn.map(|arn| Role { variable: var::MLFLOW_AWS_ROLE_ARN.name, arn }));
         roles.dedup_by(|a, b| a.arn == b.arn);
         let web_identity = web_identity(reader, token_file, role_arn, profile.is_none() && keys.is_none());
-        if let (Some(profile), true) = (&profile, reader.text(&var::AWS_ACCESS_KEY_ID).is_some()) {
+        if let (Some(profile), true) = (&profile, reader.is_any_set(&[&var::AWS_ACCESS_KEY_ID])) {
             reader.notice(format!(
                 "AWS_PROFILE={profile} wins over AWS_ACCESS_KEY_ID, which is set too; unset the one that is not meant"
             ));

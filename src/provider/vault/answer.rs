@@ -6,7 +6,6 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::time::Duration;
-use zeroize::Zeroize;
 
 use crate::http::{self, BodyError, TransportFailure};
 use crate::secret::SecretString;
@@ -137,14 +136,4 @@ impl VaultFailure {
 /// A span that Vault names, bounded so that no sum overflows: 136 years are as good as for ever.
 pub fn seconds(number: u64) -> Duration {
     Duration::from_secs(number.min(u32::MAX.into()))
-}
-
-/// Wipes what a parsed answer holds.
-pub fn wipe(value: Value) {
-    match value {
-        Value::String(mut text) => text.zeroize(),
-        Value::Array(values) => values.into_iter().for_each(wipe),
-        Value::Object(fields) => fields.into_iter().for_each(|(_, value)| wipe(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
 }

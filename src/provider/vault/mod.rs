@@ -24,7 +24,7 @@ use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use self::answer::{Envelope, VaultFailure, seconds, wipe};
+use self::answer::{Envelope, VaultFailure, seconds};
 use self::client::{Scope, VaultClient};
 use self::endpoints::{FindMount, ReadPath, ReadVersion};
 use self::identity::Identity;
@@ -36,7 +36,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::network::Network;
 use crate::runtime::ProcessLocal;
-use crate::secret::SecretString;
+use crate::secret::{SecretString, wipe};
 use crate::settings::variables as var;
 
 /// The Vault provider.

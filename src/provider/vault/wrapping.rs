@@ -11,12 +11,12 @@ use serde_json::Value;
 use vaultrs::api::sys::requests::{UnwrapRequest, WrappingLookupRequest};
 use vaultrs::api::sys::responses::WrappingLookupResponse;
 
-use super::answer::{VaultFailure, wipe};
+use super::answer::VaultFailure;
 use super::client::{Scope, VaultClient};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::runtime::ProcessLocal;
-use crate::secret::SecretString;
+use crate::secret::{SecretString, wipe};
 use crate::settings::variables as var;
 
 /// How often somebody who waits for another's unwrapping looks again.
