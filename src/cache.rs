@@ -390,10 +390,14 @@ impl CredentialCache {
         let cached = Arc::new(Cached::new(fetched, previous.as_deref(), &*self.clock));
         self.value.store(Some(Arc::clone(&cached)));
         self.counters.count(|counters| &counters.refreshes);
-        let changed = previous.is_none_or(|previous| previous.generation != cached.generation);
+        let changed = previous.as_ref().is_none_or(|previous| previous.generation != cached.generation);
         log::debug!(target: "mlflow_secrets_auth.cache", event = "stored", provider = cached.provider.name(),
             fingerprint = cached.fingerprint.as_str(), changed;
             "holding the credential {} from {}", cached.fingerprint, cached.provider.name());
+        if changed && previous.is_some() {
+            log::info!(target: "mlflow_secrets_auth.cache", event = "rotated", provider = cached.provider.name(),
+                fingerprint = cached.fingerprint.as_str(); "the credential from {} is another one now", cached.provider.name());
+        }
         self.disowned.store(false, Ordering::Relaxed);
         if self.episode.swap(SILENT, Ordering::Relaxed) != SILENT {
             log::info!(target: "mlflow_secrets_auth.cache", event = "recovered", provider = cached.provider.name();

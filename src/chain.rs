@@ -189,7 +189,7 @@ impl ProviderChain {
             Ok(payload) => log::debug!(target: "mlflow_secrets_auth.fetch", event = "fetched", provider = kind.name(),
                 duration_ms = took; "{} gave the secret {} after {took} ms", kind.name(), payload.location),
             Err(error) => {
-                log::debug!(target: "mlflow_secrets_auth.fetch", event = "fetch_failed", provider = kind.name(),
+                log::debug!(target: "mlflow_secrets_auth.fetch", event = "provider_failed", provider = kind.name(),
                 duration_ms = took, code = error.code().as_str(); "{} failed after {took} ms: {}", kind.name(), error.code())
             }
         }

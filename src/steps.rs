@@ -105,12 +105,15 @@ pub(crate) fn connected(took: Duration) {
 /// Notes a way to sign in that `provider` tried.
 pub(crate) fn tried(provider: ProviderKind, way: &str, outcome: Result<&str, &str>, took: Duration) {
     let ms = took.as_millis() as u64;
-    let (event, verb, what) = match outcome {
-        Ok(who) => ("identity_found", "gave", who),
-        Err(why) => ("identity_passed", "was passed by:", why),
-    };
-    log::debug!(target: "mlflow_secrets_auth.identity", event, provider = provider.name(), way, duration_ms = ms;
-        "{}: {way} {verb} {what} ({ms} ms)", provider.name());
+    let name = provider.name();
+    match outcome {
+        Ok(who) => log::debug!(target: "mlflow_secrets_auth.identity", event = "identity_found", provider = name, way,
+            identity = who, duration_ms = ms; "{name}: {way} gave {who} ({ms} ms)"),
+        Err(why) => {
+            log::debug!(target: "mlflow_secrets_auth.identity", event = "identity_passed", provider = name, way,
+            reason = why, duration_ms = ms; "{name}: {way} was passed by: {why} ({ms} ms)")
+        }
+    }
     let _ = WATCHED.try_with(|watched| {
         let outcome = outcome.map(str::to_owned).map_err(str::to_owned);
         watched.borrow_mut().steps.push(Step::SignIn(SignIn { way: way.to_owned(), outcome, took }));

@@ -347,7 +347,8 @@ def use_aws_source(worst_aws: WorstAws, configure: Configure, tmp_path: Path) ->
     folder = Path(os.environ["HOME"]) / ".aws"
     (folder / "sso" / "cache").mkdir(parents=True)
     (folder / "credentials").write_text(
-        f"[keys]\naws_access_key_id = AKIA\naws_secret_access_key = {PROFILE_KEY}\naws_session_token = {PROFILE_TOKEN}\n"
+        "[keys]\naws_access_key_id = AKIA\n"
+        f"aws_secret_access_key = {PROFILE_KEY}\naws_session_token = {PROFILE_TOKEN}\n"
     )
     account = f"sso_account_id = {ACCOUNT}\nsso_role_name = reader\n"
     where = f"sso_region = {REGION}\nsso_start_url = https://team.awsapps.com/start\n"
@@ -621,7 +622,7 @@ def run(*arguments: str, **more: str) -> str:
 def test_s1_the_command_line(
     worst_vault: WorstVault, use_vault_login: Callable[..., None], loopback: Loopback, fault: str | None
 ) -> None:
-    """S1: info and doctor, as text and as JSON, at DEBUG with Rust's own log asked for, well or not; also of a server."""
+    """S1: info and doctor, as text and as JSON, at DEBUG with Rust's own log asked for, well or not."""
     worst_vault.fault = ("read", BAD[fault]) if fault else None
     loopback.rule = BAD["401"]
     use_vault_login(LOGINS["userpass"], 400, MLFLOW_TRACKING_AUTH="mlflow_secrets_auth")

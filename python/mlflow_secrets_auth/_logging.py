@@ -22,10 +22,25 @@ def configure(level: str) -> None:
     if number is None:
         if level not in _warned:
             _warned.add(level)
-            logger.warning("MLFLOW_SECRETS_LOG_LEVEL is set to %r; accepted: DEBUG, INFO, WARNING or ERROR", level[:80])
+            logging.getLogger(f"{_ROOT}.settings").warning(
+                "MLFLOW_SECRETS_LOG_LEVEL is set to %r; accepted: DEBUG, INFO, WARNING or ERROR",
+                level[:80],
+                extra={"event": "unknown_level"},
+            )
         return
     logger.setLevel(number)
     if not logger.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
+        logger.addHandler(_OnStderr())
+
+
+class _OnStderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Shows our records on stderr, for as long as the application has no handler for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = logging.getLogger(_ROOT)
+        if logger.handlers == [self] and not (logger.propagate and logging.getLogger().handlers):
+            super().emit(record)

@@ -143,8 +143,11 @@ impl Identity {
         for role in &desk.settings.roles {
             caller = self.assume(desk, role, caller).await?;
         }
-        log::debug!(target: "mlflow_secrets_auth.aws", event = "signed_in", identity = caller.who.as_str();
-            "signed in to AWS with {}", caller.who);
+        // Static keys are nothing to sign in with: they are read again for every fetch.
+        if caller.credentials.expiry().is_some() {
+            log::info!(target: "mlflow_secrets_auth.aws", event = "signed_in", identity = caller.who.as_str();
+                "signed in to AWS with {}", caller.who);
+        }
         Ok(caller)
     }
 

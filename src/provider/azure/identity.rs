@@ -180,7 +180,7 @@ impl Identity {
 
     fn won(&self, attempt: &Attempt) {
         self.memory.winner.store(Some(Arc::new(attempt.sign_in)));
-        log::info!(target: "mlflow_secrets_auth.azure", event = "signed_in", credential = attempt.sign_in.name(),
+        log::info!(target: "mlflow_secrets_auth.azure", event = "signed_in", way = attempt.sign_in.name(),
             duration_ms = attempt.took.as_millis() as u64; "{attempt}");
     }
 

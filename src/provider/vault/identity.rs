@@ -267,7 +267,7 @@ impl Identity {
         let auth = result?;
         let lease_s = auth.lease_duration;
         let session = self.hold(Session { doubts, ..Session::of_login(auth, asked_at) });
-        log::debug!(target: "mlflow_secrets_auth.vault", event = "login", lease_s;
+        log::info!(target: "mlflow_secrets_auth.vault", event = "signed_in", lease_s;
             "logged in to Vault with {}, for {lease_s} s", self.description());
         Ok(session)
     }

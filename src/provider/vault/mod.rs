@@ -205,7 +205,12 @@ impl VaultProvider {
         let token = self.identity.token(client, clock).await?;
         match client.ask(Scope::Secret, token.as_ref(), FindMount { path: path.clone() }).await {
             Ok(Envelope { data: Some(info), .. }) => match self.settings.place_on(&info) {
-                Some(place) => Ok(vec![place]),
+                Some(place) => {
+                    log::debug!(target: "mlflow_secrets_auth.vault", event = "kv_found", mount = info.path.as_str(),
+                        path = place.path.as_str();
+                        "Vault says that the mount is {}; the secret is at {}", info.path, place.path);
+                    Ok(vec![place])
+                }
                 None => Err(self.wrong_mount(client)),
             },
             Err(failure) if failure.says("namespace not found") => {
@@ -214,7 +219,7 @@ impl VaultProvider {
             // No right to ask, an old server, or no such mount: reading shows which.
             Ok(_) | Err(VaultFailure { status: Some(400 | 403 | 404 | 405), .. }) => {
                 let places = self.settings.likely_places();
-                log::debug!(target: "mlflow_secrets_auth.vault", event = "kv_guess";
+                log::debug!(target: "mlflow_secrets_auth.vault", event = "kv_guess", paths = paths(&places).as_str();
                     "Vault did not say which mount {path} is on; trying {}", paths(&places));
                 Ok(places)
             }
