@@ -81,6 +81,10 @@ impl Finding {
     }
 }
 
+fn noticed(notice: &String) -> Finding {
+    Finding::warn("config.notice", notice, "`mlflow-secrets-auth info` shows every setting in effect")
+}
+
 fn failed(error: &Error) -> Vec<Finding> {
     let each = if error.parts().is_empty() { std::slice::from_ref(error) } else { error.parts() };
     each.iter().map(Finding::of_error).collect()
@@ -161,18 +165,19 @@ pub fn examine(environment: &Environment, interrupt: Interrupt<'_>) -> Result<Ve
         reader.invalid(&var::MLFLOW_SECRETS_LOG_LEVEL, &level, None);
     }
     let settings = Settings::read_from(&mut reader);
+    let notices = reader.take_notices();
     let settings = match reader.finish(settings) {
         Ok(settings) => settings,
         Err(error) => {
             let mut findings = failed(&error);
+            findings.extend(notices.iter().map(noticed));
             findings.push(Finding::skip("secret.readable", NEEDS_SETTINGS));
             return Ok(findings);
         }
     };
     let names: Vec<_> = settings.fetch.providers.iter().map(|p| p.kind().name()).collect();
     let mut findings = vec![Finding::pass("config.loaded", names.join(", then ")).with("providers", names)];
-    let see_settings = "`mlflow-secrets-auth info` shows every setting in effect";
-    findings.extend(settings.notices.iter().map(|notice| Finding::warn("config.notice", notice, see_settings)));
+    findings.extend(settings.notices.iter().map(noticed));
     findings.extend(allowlist_warnings(&settings));
     for (index, provider) in settings.fetch.providers.iter().enumerate() {
         let examination = Examination {
@@ -280,10 +285,13 @@ impl Examination<'_> {
                 let issuer = issuer(&last.to, &self.settings.network, self.interrupt)?;
                 let signed = issuer.as_ref().map(|issuer| format!("; it is signed by {issuer}")).unwrap_or_default();
                 let message = format!("the TLS connection to {} failed ({}): {why}{signed}", last.to, times(last));
-                let variable = self.kind.ca_variable().name;
-                let hint = format!(
-                    "name the CA that is to be trusted in {variable} (a PEM file), if that is a signer that you trust"
-                );
+                let hint = match &issuer {
+                    Some(issuer) => format!(
+                        "name the CA certificate of {issuer} in {} (a PEM file), if that is a signer that you trust",
+                        self.kind.ca_variable().name
+                    ),
+                    None => "check the scheme, the name and the port of the address".to_owned(),
+                };
                 let finding = Finding::fail("backend.tls", message, hint).with("issuer", issuer);
                 self.tell(with_times(finding, last));
             }

@@ -312,6 +312,10 @@ pub(crate) fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<
     std::iter::successors(Some(error), next)
 }
 
+/// What a server says to a TLS handshake that expects plain http.
+pub(crate) const NO_TLS: &str =
+    "the server does not speak TLS on this port; its address may have to begin with http://";
+
 fn tls_error(error: &(dyn StdError + 'static)) -> Option<String> {
     sources(error).find_map(|source| source.downcast_ref::<rustls::Error>()).map(|error| match error {
         rustls::Error::InvalidCertificate(problem) => match problem {
@@ -326,6 +330,7 @@ fn tls_error(error: &(dyn StdError + 'static)) -> Option<String> {
             }
             other => format!("the certificate is refused ({other})"),
         },
+        rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => NO_TLS.to_owned(),
         other => format!("the TLS handshake failed ({other})"),
     })
 }

@@ -7,8 +7,8 @@
 use std::mem::ManuallyDrop;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::{Either, select};
@@ -27,20 +27,21 @@ pub const UNINTERRUPTED: Interrupt<'static> = &|| false;
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static FORK_HELD_OFF: AtomicBool = AtomicBool::new(false);
-static HANDLERS: Once = Once::new();
 
 /// A number that differs between a process and the children it forks.
 pub fn process_generation() -> u64 {
     GENERATION.load(Ordering::Acquire)
 }
 
-/// Installs the fork handlers, once. Whoever holds process-bound state must have called it.
+/// Installs the fork handlers, once. Whoever holds process-bound state must have called it. Windows does not fork.
 pub fn watch_forks() {
+    #[cfg(unix)]
+    static HANDLERS: std::sync::Once = std::sync::Once::new();
     #[cfg(unix)]
     HANDLERS.call_once(|| {
         extern "C" fn before() {
             // Bounded: a fork that has waited this long goes on, rather than hang the program that forks.
-            let start = Instant::now();
+            let start = std::time::Instant::now();
             while FORK_HELD_OFF.swap(true, Ordering::Acquire) && start.elapsed() < Duration::from_secs(1) {
                 std::thread::sleep(Duration::from_micros(200));
             }

@@ -283,6 +283,22 @@ class VaultLikeOver(VaultLike):
         self.secure(context)
 
 
+def test_doctor_knows_a_server_that_speaks_no_tls(configure: Configure, vault_like: VaultLike) -> None:
+    configure(vault_like.settings(VAULT_ADDR=vault_like.url.replace("http://", "https://")))
+    refused = only(doctor(), "backend.tls")
+    assert "does not speak TLS on this port; its address may have to begin with http://" in refused["message"]
+    assert refused["facts"]["issuer"] is None
+    assert "scheme" in refused["hint"]
+
+
+def test_doctor_finds_a_typing_error_in_the_first_setting(configure: Configure) -> None:
+    configure(MLFLOW_SECRETS_AUTH_ENABLED="vault")
+    findings = doctor()
+    hint = only(findings, "config.no_provider")["hint"]
+    assert hint == "MLFLOW_SECRETS_AUTH_ENABLED is set: did you mean MLFLOW_SECRETS_AUTH_ENABLE?"
+    assert "MLFLOW_SECRETS_AUTH_ENABLED" in only(findings, "config.notice")["message"]
+
+
 def test_doctor_shows_every_error_of_the_settings_at_once(configure: Configure) -> None:
     configure(
         MLFLOW_SECRETS_AUTH_ENABLE="vault",
@@ -428,6 +444,18 @@ def test_doctor_tells_what_kind_of_server_it_is(
     configure(vault_like.settings())
     findings = doctor("--dry-run", loopback.url)
     assert statuses(findings)[code] == status, findings
+
+
+def test_doctor_tells_a_failure_once(configure: Configure, vault_like: VaultLike, loopback: Loopback) -> None:
+    loopback.rule = says(Answer(401))
+    vault_like.failure = Answer(403)
+    configure(vault_like.settings())
+    done = command("doctor", "--json", "--dry-run", loopback.url)
+    findings = as_documented("doctor", done.stdout)["findings"]
+    assert [one["code"] for one in findings if one["status"] == "fail"] == ["vault.token_refused"]
+    assert only(findings, "server.accepts")["message"] == "needs the credential"
+    assert only(findings, "server.protected")["status"] == "pass"
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("url", ["databricks", "databricks://profile", "databricks-uc"])

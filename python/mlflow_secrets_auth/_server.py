@@ -22,8 +22,8 @@ _LOGIN_WORDS = ("login", "signin", "oauth2", "authorize")
 _NAME = "mlflow_secrets_auth"
 
 
-def examine(url: str, may_fetch: bool) -> list[Finding]:
-    """Whether ``url`` may get the credential, and what the server does without it and, if ``may_fetch``, with it."""
+def examine(url: str, why_without: str | None) -> list[Finding]:
+    """Whether ``url`` may get the credential, and what the server does without and, unless ``why_without``, with it."""
     if url.startswith("databricks") or url.startswith("uc:"):
         hint = "MLflow signs in to Databricks by itself; unset MLFLOW_TRACKING_AUTH there"
         return [fail("server.databricks", f"{url} is Databricks, for which MLflow never asks this package", hint)]
@@ -33,8 +33,8 @@ def examine(url: str, may_fetch: bool) -> list[Finding]:
     url = url.rstrip("/")
     without = _ask_without(url)
     if not isinstance(without, dict):
-        use_up = skip("server.accepts", "would use up what can be used only once")
-        return [decision, _openness(url, without), _ask_with(url) if may_fetch else use_up]
+        with_it = _ask_with(url) if why_without is None else skip("server.accepts", why_without)
+        return [decision, _openness(url, without), with_it]
     return [decision, without, skip("server.accepts", "needs a server that can be reached")]
 
 

@@ -59,16 +59,22 @@ def doctor(dry_run: str | None, as_json: bool) -> None:
         # Imported only here: without it, doctor needs neither requests nor MLflow.
         from mlflow_secrets_auth import _server
 
-        # Asking with the credential means fetching it, which doctor does not do where that can be done only once.
-        may_fetch = not any(finding["code"] == "login.single_use" for finding in findings)
         with _Waiting(f"asking {dry_run}"):
-            findings += _server.examine(dry_run, may_fetch)
+            findings += _server.examine(dry_run, _why_without_credential(findings))
     ok = not any(finding["status"] == "fail" for finding in findings)
     if as_json:
         click.echo(json.dumps({"schema": _SCHEMA, "ok": ok, "findings": findings}, indent=2))
     else:
         _print_findings(findings)
     sys.exit(0 if ok else 1)
+
+
+def _why_without_credential(findings: list[Finding]) -> str | None:
+    """Why the server can't be asked with the credential, which means fetching it once more; ``None`` where it can."""
+    if any(finding["code"] == "login.single_use" for finding in findings):
+        return "would use up what can be used only once"
+    built = any(finding["code"].startswith("header.") and finding["status"] in ("pass", "warn") for finding in findings)
+    return None if built else "needs the credential"
 
 
 def _usage() -> dict[str, Any]:

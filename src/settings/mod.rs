@@ -211,11 +211,12 @@ fn listed_providers(reader: &mut Reader<'_>) -> Vec<ProviderKind> {
 fn providers(reader: &mut Reader<'_>) -> Vec<ProviderSettings> {
     let enabled = enabled_providers(reader);
     if enabled.is_empty() && !reader.has_error_for(var::MLFLOW_SECRETS_AUTH_ENABLE.name) {
-        reader.error(
-            ErrorCode::ConfigNoProvider,
-            "no provider is enabled",
-            format!("set {}, for example to vault", var::MLFLOW_SECRETS_AUTH_ENABLE.name),
-        );
+        let name = var::MLFLOW_SECRETS_AUTH_ENABLE.name;
+        let hint = match reader.similar_name_in_use(name) {
+            Some(found) => format!("{found} is set: did you mean {name}?"),
+            None => format!("set {name}, for example to vault"),
+        };
+        reader.error(ErrorCode::ConfigNoProvider, "no provider is enabled", hint);
     }
     let mut complete = Vec::new();
     let mut incomplete = Vec::new();

@@ -276,7 +276,7 @@ impl VaultProvider {
         } else {
             (
                 format!(", because no engine is mounted at {mount}/"),
-                format!("{WRITE_THE_MOUNT} (`vault secrets list` shows the mounts)"),
+                format!("{WRITE_THE_MOUNT}; `vault secrets list` shows the mounts"),
             )
         };
         Error::new(
