@@ -200,6 +200,10 @@ pub(crate) async fn certificate_issuer(url: &str, network: &Network) -> Option<S
     shown.0.get().cloned()
 }
 
+fn refused<T>() -> std::result::Result<T, rustls::Error> {
+    Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+}
+
 /// Refuses every certificate, and remembers who signed the first.
 #[derive(Debug, Default)]
 struct ShownCertificate(OnceLock<String>);
@@ -216,7 +220,7 @@ impl ServerCertVerifier for ShownCertificate {
         if let Ok(certificate) = x509::Certificate::read(certificate) {
             let _ = self.0.set(certificate.issuer);
         }
-        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+        refused()
     }
 
     // Never reached: a signature is verified after the certificate, which is refused.
@@ -226,7 +230,7 @@ impl ServerCertVerifier for ShownCertificate {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+        refused()
     }
 
     fn verify_tls13_signature(
@@ -235,7 +239,7 @@ impl ServerCertVerifier for ShownCertificate {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+        refused()
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
