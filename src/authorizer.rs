@@ -148,7 +148,15 @@ impl Authorizer {
     /// # Errors
     /// As [`CredentialCache::get`], unless `MLFLOW_SECRETS_ON_ERROR` is `skip`.
     pub fn credential(&self, interrupt: Interrupt<'_>) -> Result<Option<Arc<Cached>>> {
-        match self.cache.get(interrupt) {
+        self.judge(self.cache.get(interrupt))
+    }
+
+    /// What a fetch's outcome means to a request, as `MLFLOW_SECRETS_ON_ERROR` says.
+    ///
+    /// # Errors
+    /// As [`credential`](Self::credential).
+    pub fn judge(&self, outcome: Result<Arc<Cached>>) -> Result<Option<Arc<Cached>>> {
+        match outcome {
             Ok(cached) => Ok(Some(cached)),
             Err(error) if error.code() == ErrorCode::FetchInterrupted => Err(error),
             Err(error) if self.settings.access.on_error == OnError::Skip => {

@@ -9,13 +9,14 @@ use arc_swap::ArcSwapOption;
 use crate::chain::{ChainFailure, Fetched, Lifetime, ProviderChain};
 use crate::clock::Clock;
 use crate::denials::Denials;
+use crate::errand::{Errands, Landed, Ticket};
 use crate::error::{ErrorCode, Outlook, Result};
 use crate::flight::{Leader, Runway, Seat};
 use crate::header::{self, AuthHeaders};
 use crate::origin::Origin;
 use crate::provider::ProviderKind;
 use crate::retry::Budget;
-use crate::runtime::{Driver, Interrupt, UNINTERRUPTED};
+use crate::runtime::{Driver, Interrupt, UNINTERRUPTED, internal};
 
 /// With a usable credential in hand, a fetch that fails must not hold requests up for longer than this.
 const BUDGET_WITH_STALE: Duration = Duration::from_secs(2);
@@ -72,6 +73,11 @@ impl Cached {
             fresh_until: now + lifetime,
             uncached: fetched.lifetime.setting.is_zero(),
         }
+    }
+
+    /// Whether it is good for one request only, because caching is off.
+    pub(crate) fn is_for_one_request(&self) -> bool {
+        self.uncached
     }
 
     fn is_fresh(&self, now: Duration) -> bool {
@@ -175,6 +181,7 @@ pub struct CredentialCache {
     /// The backend has answered that the credential at hand is no more: it is not used past its TTL.
     disowned: AtomicBool,
     runway: Runway,
+    errands: Errands,
     counters: Counters,
     chain: ProviderChain,
     driver: Driver,
@@ -200,6 +207,7 @@ impl CredentialCache {
             episode: AtomicU8::new(SILENT),
             disowned: AtomicBool::new(false),
             runway: Runway::default(),
+            errands: Errands::default(),
             counters: Counters::new(),
             chain,
             driver: Driver::default(),
@@ -231,6 +239,27 @@ impl CredentialCache {
             return Ok(cached);
         }
         self.counters.count(|counters| &counters.misses);
+        self.fly(interrupt)
+    }
+
+    /// As [`get`](Self::get) where [`fresh`](Self::fresh) has nothing, for a caller that must not wait: `landed` is told
+    /// the outcome on another thread, one for all such callers. Whoever drops the ticket is not told; when nobody is left
+    /// to be told, the fetch is given up.
+    pub fn get_elsewhere(self: &Arc<Self>, landed: Landed) -> Ticket {
+        self.counters.count(|counters| &counters.misses);
+        let (ticket, is_first) = self.errands.join(landed);
+        if is_first {
+            let cache = Arc::clone(self);
+            let errand = move || cache.errands.work(|interrupt| cache.fly(interrupt));
+            if std::thread::Builder::new().name("mlflow-secrets-await".to_owned()).spawn(errand).is_err() {
+                self.errands.fail(&internal("the system gives no thread to fetch the secret on"));
+            }
+        }
+        ticket
+    }
+
+    /// Leads a flight, or waits for the one that is under way.
+    fn fly(self: &Arc<Self>, interrupt: Interrupt<'_>) -> Result<Arc<Cached>> {
         let deadline = self.deadline();
         loop {
             match self.board(interrupt, deadline)? {

@@ -21,7 +21,8 @@
 //! request.headers[…]  ── 401/403 ──▶ CredentialCache::denied ▶ fetch again ▶ resend once
 //! ```
 //!
-//! The cache stands on two smaller rooms: `flight` (one leader fetches, the others wait) and `denials` (who denied what).
+//! The cache stands on three smaller rooms: `flight` (one leader fetches, the others wait), `errand` (who can't wait is told)
+//! and `denials` (who denied what).
 //! `authorizer` runs these steps; `settings` says how; `error` says what went wrong; `runtime`, `retry`, `http`,
 //! `network` and `clock` are the ground that they stand on. `python` binds it all to Python, and is the only part that
 //! knows PyO3. `testing` is for the tests of programs that use all this: a backend and a clock that do as they are told.
@@ -40,6 +41,7 @@ pub mod clock;
 pub mod credential;
 mod denials;
 pub mod doctor;
+pub mod errand;
 pub mod error;
 mod flight;
 pub mod header;

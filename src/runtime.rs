@@ -227,7 +227,8 @@ fn new_runtime() -> Result<Runtime> {
         .map_err(|e| internal(&format!("the system gives no event loop ({})", crate::http::plain_io(&e))))
 }
 
-fn internal(what: &str) -> Error {
+/// The error for a component that breaks down, or a system that gives no means.
+pub(crate) fn internal(what: &str) -> Error {
     Error::new(
         ErrorCode::FetchInternal,
         what,

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mlflow_secrets_auth._core import __version__
-    from mlflow_secrets_auth.api import CacheEntry, CacheInfo, cache_info, clear_cache, headers_for, refresh
+    from mlflow_secrets_auth.api import (
+        CacheEntry,
+        CacheInfo,
+        cache_info,
+        clear_cache,
+        headers_for,
+        headers_for_async,
+        refresh,
+    )
     from mlflow_secrets_auth.auth import SecretsAuth
     from mlflow_secrets_auth.errors import (
         ConfigurationError,
@@ -40,6 +48,7 @@ __all__ = [
     "cache_info",
     "clear_cache",
     "headers_for",
+    "headers_for_async",
     "refresh",
 ]
 
@@ -59,6 +68,7 @@ _HOMES = {
     "cache_info": "api",
     "clear_cache": "api",
     "headers_for": "api",
+    "headers_for_async": "api",
     "refresh": "api",
 }
 

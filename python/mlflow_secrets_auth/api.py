@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_secrets_auth import _core
 
 if TYPE_CHECKING:
+    from asyncio import Future
     from collections.abc import Mapping
 
 
@@ -61,6 +62,14 @@ def headers_for(url: str, *, settings: Mapping[str, Any] | None = None) -> dict[
         url: Where the request goes: http or https, with a host.
         settings: As for :class:`mlflow_secrets_auth.SecretsAuth`. Default: the environment.
 
+    Example::
+
+        headers_for("https://mlflow.example.com/")  # {"Authorization": "Bearer …"}
+
+    Args:
+        url: Where the request goes, with scheme and host.
+        settings: Takes the place of the environment; the same names.
+
     Raises:
         SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
     """
@@ -70,6 +79,52 @@ def headers_for(url: str, *, settings: Mapping[str, Any] | None = None) -> dict[
         # Some tracebacks show the local variables of every frame, and these may hold secrets.
         del url, settings
     return dict(grant) if grant is not None else {}
+
+
+async def headers_for_async(url: str, *, settings: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """As :func:`headers_for`, for programs with an asyncio event loop, which goes on while the credential is fetched.
+
+    A credential in the cache is returned at once, without a turn of the loop. Otherwise the fetch runs on one thread
+    for all tasks that wait for it, and the thread ends with it. A task that is cancelled stops waiting at once; the
+    fetch is given up when nobody else waits for it.
+
+    Example::
+
+        async with httpx.AsyncClient() as client:
+            await client.get(url, headers=await headers_for_async(url))
+
+    Args:
+        url: Where the request goes, with scheme and host.
+        settings: Takes the place of the environment; the same names.
+
+    Raises:
+        SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
+        RuntimeError: A fetch is needed, and no asyncio event loop is running.
+    """
+    grant, fetch = _core.Authorizer(_headers_of, settings, True).authorize_or_fetch(dialed(url))
+    if fetch is not None:
+        await _landing(fetch)
+        grant = fetch.finish()
+    return dict(grant) if grant is not None else {}
+
+
+async def _landing(fetch: _core.Fetch) -> None:
+    """Waits until ``fetch`` has an outcome."""
+    from asyncio import get_running_loop
+
+    loop = get_running_loop()
+    landed = loop.create_future()
+    fetch.start(lambda: loop.call_soon_threadsafe(_land, landed))
+    try:
+        await landed
+    finally:
+        fetch.cancel()
+
+
+def _land(landed: Future[None]) -> None:
+    # Whoever waited may have been cancelled while the outcome was on its way here.
+    if not landed.done():
+        landed.set_result(None)
 
 
 def refresh(*, settings: Mapping[str, Any] | None = None) -> None:

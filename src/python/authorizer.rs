@@ -1,6 +1,6 @@
 //! The class behind `SecretsAuth`: one call per request, which costs next to nothing while nothing changes.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pyo3::prelude::*;
@@ -10,8 +10,10 @@ use super::environment::{self, Watch};
 use super::{blocking, calls, exception, journal};
 use crate::authorizer::{self as core, Decision};
 use crate::cache::Cached;
+use crate::errand::Ticket;
 use crate::error::Error;
 use crate::origin::Origin;
+use crate::runtime::interrupted;
 use crate::settings::variables as var;
 use crate::settings::{Environment, Reader, Settings};
 
@@ -49,6 +51,61 @@ struct Place {
     grant: ArcSwapOption<(u64, Py<PyAny>)>,
 }
 
+/// What can be said without waiting.
+enum Look {
+    /// The grant, or none where the request goes on without our header.
+    Answer(Option<Py<PyAny>>),
+    /// The credential has to be fetched first.
+    Fetch(Arc<State>, Arc<Place>),
+}
+
+/// A fetch for a caller in an event loop, which must not wait.
+#[pyclass(frozen, module = "mlflow_secrets_auth._core")]
+pub struct Fetch {
+    authorizer: Py<Authorizer>,
+    state: Arc<State>,
+    place: Arc<Place>,
+    outcome: Arc<OnceLock<Result<Arc<Cached>, Error>>>,
+    ticket: ArcSwapOption<Ticket>,
+}
+
+impl Fetch {
+    fn new(authorizer: Py<Authorizer>, state: Arc<State>, place: Arc<Place>) -> Self {
+        Self { authorizer, state, place, outcome: Arc::default(), ticket: ArcSwapOption::empty() }
+    }
+}
+
+#[pymethods]
+impl Fetch {
+    /// Begins; `notify()` is called on another thread when there is an outcome.
+    fn start(&self, py: Python<'_>, notify: Py<PyAny>) -> PyResult<()> {
+        let outcome = Arc::clone(&self.outcome);
+        let landed = move |landed| {
+            let _ = outcome.set(landed);
+            Python::try_attach(move |py| {
+                // An event loop that was closed meanwhile refuses, and nobody waits in it any more.
+                let _ = calls::call(notify.bind(py), (), None);
+            });
+        };
+        self.ticket.store(Some(Arc::new(self.state.core(py)?.cache().get_elsewhere(Box::new(landed)))));
+        Ok(())
+    }
+
+    /// Says that nobody waits for it any more.
+    fn cancel(&self) {
+        self.ticket.store(None);
+    }
+
+    /// The grant that it brought, or `None` where the request goes on without our header.
+    fn finish(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let outcome = self.outcome.get().cloned().unwrap_or_else(|| Err(interrupted()));
+        let judged = self.state.core(py)?.judge(outcome);
+        journal::emit(py);
+        let cached = judged.map_err(|error| exception(py, &error))?;
+        cached.map(|cached| self.authorizer.get().grant(py, &self.place, &cached)).transpose()
+    }
+}
+
 #[pymethods]
 impl Authorizer {
     /// `make_grant(headers, origin, generation)` makes what `authorize` returns; `settings` takes the place of the
@@ -62,34 +119,29 @@ impl Authorizer {
 
     /// The grant for a request to `url`, or `None` where the request goes on without our header.
     fn authorize(&self, py: Python<'_>, url: &str) -> PyResult<Option<Py<PyAny>>> {
-        journal::emit_pending(py);
-        let state = self.state(py)?;
-        let core = state.outcome.as_ref().map_err(|error| exception(py, error))?;
-        let place = self.place(py, &state, core, url)?;
-        match &place.decision {
-            Decision::Refused(error) => return Err(exception(py, error)),
-            Decision::NotAllowed => {
-                core.warn_not_allowed(&place.origin);
-                journal::emit_pending(py);
-                return Ok(None);
+        match self.look(py, url)? {
+            Look::Answer(grant) => Ok(grant),
+            Look::Fetch(state, place) => {
+                let core = state.core(py)?;
+                let cached = blocking(py, |interrupt| core.credential(interrupt))?;
+                cached.map(|cached| self.grant(py, &place, &cached)).transpose()
             }
-            Decision::Permitted => {}
         }
-        let cached = match core.cache().fresh() {
-            Some(cached) => cached,
-            None => match blocking(py, |interrupt| core.credential(interrupt))? {
-                Some(cached) => cached,
-                None => return Ok(None),
-            },
-        };
-        self.grant(py, &place, &cached).map(Some)
+    }
+
+    /// As `authorize`, without waiting: the answer, or the fetch that has to be made first.
+    fn authorize_or_fetch(slf: &Bound<'_, Self>, url: &str) -> PyResult<(Option<Py<PyAny>>, Option<Fetch>)> {
+        match slf.get().look(slf.py(), url)? {
+            Look::Answer(grant) => Ok((grant, None)),
+            Look::Fetch(state, place) => Ok((None, Some(Fetch::new(slf.clone().unbind(), state, place)))),
+        }
     }
 
     /// Says that `url`'s origin answered `status` to the credential `generation`; a grant with a different one to resend
     /// with, or `None`.
     fn denied(&self, py: Python<'_>, url: &str, generation: u64, status: u16) -> PyResult<Option<Py<PyAny>>> {
         let state = self.state(py)?;
-        let core = state.outcome.as_ref().map_err(|error| exception(py, error))?;
+        let core = state.core(py)?;
         let place = self.place(py, &state, core, url)?;
         if !matches!(place.decision, Decision::Permitted) {
             return Ok(None);
@@ -110,7 +162,7 @@ impl Authorizer {
     /// Fetches now, past every cache.
     fn refresh(&self, py: Python<'_>) -> PyResult<()> {
         let state = self.state(py)?;
-        let core = state.outcome.as_ref().map_err(|error| exception(py, error))?;
+        let core = state.core(py)?;
         blocking(py, |interrupt| core.cache().refresh(interrupt)).map(|_| ())
     }
 
@@ -122,7 +174,34 @@ impl Authorizer {
     }
 }
 
+impl State {
+    fn core(&self, py: Python<'_>) -> PyResult<&core::Authorizer> {
+        self.outcome.as_ref().map_err(|error| exception(py, error))
+    }
+}
+
 impl Authorizer {
+    /// All that can be said about a request to `url` without waiting.
+    fn look(&self, py: Python<'_>, url: &str) -> PyResult<Look> {
+        journal::emit_pending(py);
+        let state = self.state(py)?;
+        let core = state.core(py)?;
+        let place = self.place(py, &state, core, url)?;
+        match &place.decision {
+            Decision::Refused(error) => return Err(exception(py, error)),
+            Decision::NotAllowed => {
+                core.warn_not_allowed(&place.origin);
+                journal::emit_pending(py);
+                return Ok(Look::Answer(None));
+            }
+            Decision::Permitted => {}
+        }
+        match core.cache().fresh() {
+            Some(cached) => self.grant(py, &place, &cached).map(|grant| Look::Answer(Some(grant))),
+            None => Ok(Look::Fetch(state, place)),
+        }
+    }
+
     fn state(&self, py: Python<'_>) -> PyResult<Arc<State>> {
         if let Some(state) = self.state.load_full() {
             let unchanged = match &state.watch {

@@ -214,6 +214,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     journal::install();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<authorizer::Authorizer>()?;
+    module.add_class::<authorizer::Fetch>()?;
     module.add_class::<testing::FakeBackend>()?;
     module.add_function(wrap_pyfunction!(info, module)?)?;
     module.add_function(wrap_pyfunction!(examine, module)?)?;
