@@ -29,7 +29,7 @@ from mlflow_secrets_auth import SecretsAuthError, _core, headers_for
 from reference_blocks import BLOCKS
 from servers import Server, clean_environment, script
 
-LANGUAGES = {"dockerfile", "hcl", "json", "python", "sh", "text", "yaml"}
+LANGUAGES = {"dockerfile", "hcl", "json", "python", "sh", "text", "toml", "yaml"}
 OURS = {variable["name"] for variable in _core.variables()}
 PREFIXES = ("MLFLOW_", "VAULT_", "AWS_", "AZURE_", "OTEL_", "IDENTITY_", "IMDS_", "MSI_")
 
