@@ -30,7 +30,7 @@ from mlflow_secrets_auth import (
     SecretsAuthError,
     SecretsAuthProvider,
 )
-from programs import PRELUDE, run, wait_until
+from programs import PRELUDE, program, run, wait_until
 from servers import free_port
 
 URL = "https://mlflow.example.com/api"
@@ -127,6 +127,27 @@ for number in range(200):
 print(json.dumps(results))
 """
     assert run(code, vault_like) == [0] * 200
+
+
+def test_p1_no_request_imports_anything(vault_like: VaultLike) -> None:
+    """P1: a child that is forked while another thread imports would wait for that import, which nobody ends. So neither
+    a fetch nor a failure, at any level of the log, brings a module in."""
+    code = """
+ours.headers_for, ours.SecretsAuthError, ours._core
+before = set(sys.modules)
+assert works()
+os.environ["VAULT_ADDR"] = "http://127.0.0.1:9"
+try:
+    works()
+except ours.SecretsAuthError as error:
+    assert error.code == "vault.unreachable"
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    process = program(code, vault_like, MLFLOW_SECRETS_LOG_LEVEL="DEBUG", MLFLOW_SECRETS_MAX_RETRIES="0")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "DEBUG mlflow_secrets_auth" in err
+    assert json.loads(out) == []
 
 
 def test_p1_multiprocessing_with_fork(vault_like: VaultLike) -> None:

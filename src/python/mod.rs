@@ -212,6 +212,11 @@ fn error_codes() -> Vec<(&'static str, &'static str, &'static str)> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     crate::runtime::watch_forks();
     journal::install();
+    // What a request may need is imported now. A child that is forked while another thread is in the middle of an import
+    // would wait for that thread, which it does not have.
+    for name in ["logging", "threading", "mlflow_secrets_auth._logging", "mlflow_secrets_auth.errors"] {
+        calls::import(module.py(), name)?;
+    }
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<authorizer::Authorizer>()?;
     module.add_class::<authorizer::Fetch>()?;
