@@ -458,10 +458,12 @@ def test_doctor_tells_a_failure_once(configure: Configure, vault_like: VaultLike
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("url", ["databricks", "databricks://profile", "databricks-uc"])
+@pytest.mark.parametrize("url", ["databricks", "databricks://canary:canary@profile", "databricks-uc"])
 def test_doctor_knows_what_is_never_ours(configure: Configure, vault_like: VaultLike, url: str) -> None:
     configure(vault_like.settings())
-    assert statuses(doctor("--dry-run", url))["server.databricks"] == "fail"
+    findings = doctor("--dry-run", url)
+    assert statuses(findings)["server.databricks"] == "fail"
+    assert "canary" not in json.dumps(findings)
 
 
 def test_doctor_fails_for_a_server_that_is_not_there(configure: Configure, vault_like: VaultLike) -> None:

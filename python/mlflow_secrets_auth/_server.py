@@ -26,7 +26,7 @@ def examine(url: str, why_without: str | None) -> list[Finding]:
     """Whether ``url`` may get the credential, and what the server does without and, unless ``why_without``, with it."""
     if url.startswith("databricks") or url.startswith("uc:"):
         hint = "MLflow signs in to Databricks by itself; unset MLFLOW_TRACKING_AUTH there"
-        return [fail("server.databricks", f"{url} is Databricks, for which MLflow never asks this package", hint)]
+        return [fail("server.databricks", "that is Databricks, for which MLflow never asks this package", hint)]
     decision: Finding = json.loads(_core.examine_url(url, _own_urls(url)))
     if decision["status"] != "pass":
         return [decision, skip("server.accepts", "needs a URL that may get the credential")]

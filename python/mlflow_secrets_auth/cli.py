@@ -59,7 +59,7 @@ def doctor(dry_run: str | None, as_json: bool) -> None:
         # Imported only here: without it, doctor needs neither requests nor MLflow.
         from mlflow_secrets_auth import _server
 
-        with _Waiting(f"asking {dry_run}"):
+        with _Waiting("asking the server"):
             findings += _server.examine(dry_run, _why_without_credential(findings))
     ok = not any(finding["status"] == "fail" for finding in findings)
     if as_json:

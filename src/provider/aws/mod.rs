@@ -7,6 +7,7 @@ mod client;
 mod identity;
 mod refusal;
 mod settings;
+mod sources;
 mod transport;
 
 use std::sync::Arc;
