@@ -44,7 +44,7 @@ pub struct Finding {
     pub code: String,
     /// What was found, for people.
     pub message: String,
-    /// What to do; there is one wherever a check failed or deserves a look.
+    /// What to do; there is one wherever a check did not pass.
     pub hint: Option<String>,
     /// The same for programs, by name; what there is depends on the code.
     pub facts: Map<String, Value>,
@@ -67,8 +67,8 @@ impl Finding {
         Self::new(Status::Fail, code, message, Some(hint.into()))
     }
 
-    fn skip(code: &str, needs: impl Into<String>) -> Self {
-        Self::new(Status::Skip, code, needs, None)
+    fn skip(code: &str, needs: &str, hint: &str) -> Self {
+        Self::new(Status::Skip, code, needs, Some(hint.to_owned()))
     }
 
     fn of_error(error: &Error) -> Self {
@@ -171,7 +171,7 @@ pub fn examine(environment: &Environment, interrupt: Interrupt<'_>) -> Result<Ve
         Err(error) => {
             let mut findings = failed(&error);
             findings.extend(notices.iter().map(noticed));
-            findings.push(Finding::skip("secret.readable", NEEDS_SETTINGS));
+            findings.push(Finding::skip("secret.readable", NEEDS_SETTINGS, MEND_SETTINGS));
             return Ok(findings);
         }
     };
@@ -193,6 +193,8 @@ pub fn examine(environment: &Environment, interrupt: Interrupt<'_>) -> Result<Ve
 }
 
 const NEEDS_SETTINGS: &str = "needs settings that are complete";
+const MEND_SETTINGS: &str = "mend the settings that are named above; `mlflow-secrets-auth info` shows all of them";
+const MEND: &str = "mend what failed above, then run `mlflow-secrets-auth doctor` again";
 
 /// The checks of one provider.
 struct Examination<'a> {
@@ -231,7 +233,7 @@ impl Examination<'_> {
             }
             Err(failure) => {
                 failed(&failure.error).into_iter().for_each(|finding| self.tell(finding));
-                self.tell(Finding::skip("header.built", "needs the secret"));
+                self.tell(Finding::skip("header.built", "needs the secret", MEND));
             }
         }
         Ok(self.findings)
@@ -252,11 +254,15 @@ impl Examination<'_> {
             Ok(Ok(None)) => return Ok(true),
             Ok(Ok(Some(used_up))) => {
                 self.tell(Finding::pass("login.single_use", used_up));
-                self.tell(Finding::skip("secret.readable", "would use it up"));
+                self.tell(Finding::skip(
+                    "secret.readable",
+                    "would use it up",
+                    "start the program that needs it; each start needs a new token in MLFLOW_VAULT_WRAPPED_SECRET_ID",
+                ));
             }
             Ok(Err(error)) => {
                 failed(&error).into_iter().for_each(|finding| self.tell(finding));
-                self.tell(Finding::skip("secret.readable", "needs the login"));
+                self.tell(Finding::skip("secret.readable", "needs the login", MEND));
             }
             Err(_) => {
                 let what = format!("no answer within {:.1} s", timeout.as_secs_f64());
@@ -456,7 +462,7 @@ pub fn examine_url(environment: &Environment, url: &str, own_urls: Vec<String>) 
     let settings = match Settings::read(environment) {
         Ok(settings) => settings,
         Err(_) => {
-            return Finding::skip("allowlist.match", NEEDS_SETTINGS);
+            return Finding::skip("allowlist.match", NEEDS_SETTINGS, MEND_SETTINGS);
         }
     };
     let origin = match Origin::of(url) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import json
@@ -12,7 +13,15 @@ import traceback
 from collections.abc import Callable, Iterable
 from urllib.parse import quote
 
-from mlflow_secrets_auth import SecretsAuth, SecretsAuthProvider, _core, cache_info, headers_for, refresh
+from mlflow_secrets_auth import (
+    SecretsAuth,
+    SecretsAuthProvider,
+    _core,
+    cache_info,
+    headers_for,
+    headers_for_async,
+    refresh,
+)
 
 URL = "https://mlflow.example.com/api"
 
@@ -105,6 +114,7 @@ def outputs() -> str:
     shown = [
         outcome(lambda: headers_for(URL)),
         outcome(lambda: headers_for(URL, settings=given)),
+        outcome(lambda: asyncio.run(headers_for_async(URL, settings=given))),
         outcome(lambda: refresh(settings=given)),
         _core.info(),
         _core.examine(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def mlflow_server(server_folder: Path) -> Iterator[MlflowServer]:
 
 @pytest.fixture(autouse=True)
 def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No variable that counts, no ~/.netrc, no ~/.vault-token, nothing cached."""
+    """No variable that counts, no tracking server, no ~/.netrc, no ~/.vault-token, nothing cached."""
+    if mlflow := sys.modules.get("mlflow"):
+        # What a test before this one has set goes before the variable.
+        mlflow.set_tracking_uri(None)
     for name in list(os.environ):
         azure_machine = ("IDENTITY_", "IMDS_", "MSI_", "DEFAULT_IDENTITY_")
         ours = ("MLFLOW_", "VAULT_", "BAO_", "AWS_", "AZURE_", *azure_machine)

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import requests
+
 from doc_pages import example
 from loopback import Answer, Loopback, Request, VaultLike
+from mlflow_secrets_auth import SecretsAuthProvider
 from servers import clean_environment
 
 PAGE, HEADING = "docs/python.md", "A provider of your own"
@@ -102,3 +105,32 @@ def test_mlflow_uses_a_provider_of_another_package(tmp_path: Path, vault_like: V
     result = run(tmp_path, loopback.url, "mlflow_secrets_auth")
     assert result.returncode == 1 and "config.no_provider" in result.stderr
     assert len(loopback.requests) == 1
+
+
+def test_several_servers_side_by_side(loopback: Loopback, second_loopback: Loopback) -> None:
+    """Each with settings of its own, in one process, while the environment says nothing: each server gets its own
+    credential, and one that is refused does not touch the other."""
+    with VaultLike() as first, VaultLike() as second:
+        second.fields = {"token": "two"}
+        providers = [
+            SecretsAuthProvider(settings=vault.settings(MLFLOW_SECRETS_ALLOWED_HOSTS=server.url))
+            for vault, server in ((first, loopback), (second, second_loopback))
+        ]
+        servers = (loopback, second_loopback)
+        for token in ("one", "newer", "newest"):
+            # The server takes this one only, so every change is a rejection.
+            first.fields = {"token": token}
+            right = f"Bearer {token}"
+            loopback.rule = lambda request, right=right: Answer(
+                200 if request.headers["authorization"] == right else 401
+            )
+            answers = [
+                requests.get(server.url, auth=provider.get_auth(), timeout=5)
+                for server, provider in zip(servers, providers, strict=True)
+            ]
+            assert [answer.status_code for answer in answers] == [200, 200]
+        assert loopback.header("Authorization")[-1] == "Bearer newest"
+        assert set(second_loopback.header("Authorization")) == {"Bearer two"}
+        assert second.reads == 1
+        requests.get(second_loopback.url, auth=providers[0].get_auth(), timeout=5)
+        assert second_loopback.header("Authorization")[-1] is None

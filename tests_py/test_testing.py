@@ -398,7 +398,8 @@ def test_s1_no_repr_shows_a_secret(secrets_backend: SecretsBackend, protected_ml
     """S1: neither the backend's nor the server's objects show a secret."""
     secrets_backend.put(token="canary")
     protected_mlflow.accept(token="canary")
-    with mlflow.start_run() as run:
+    # Named, because MLflow remembers another test's set_experiment().
+    with mlflow.start_run(experiment_id=mlflow.create_experiment("shown")) as run:
         pass
     shown = [secrets_backend, protected_mlflow, protected_mlflow.requests, protected_mlflow.runs]
     shown += [vars(secrets_backend), run]

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 
 
 class Finding(TypedDict):
-    """One check. Every one that did not pass has a hint, unless it was skipped because of another."""
+    """One check. Every one that did not pass has a hint."""
 
     status: Literal["pass", "warn", "fail", "skip"]
     code: str
@@ -31,6 +31,6 @@ def fail(code: str, message: str, hint: str, /, **facts: Any) -> Finding:
     return {"status": "fail", "code": code, "message": message, "hint": hint, "facts": facts}
 
 
-def skip(code: str, message: str, /, **facts: Any) -> Finding:
+def skip(code: str, message: str, hint: str, /, **facts: Any) -> Finding:
     """It could not be checked; the message says what it needs."""
-    return {"status": "skip", "code": code, "message": message, "hint": None, "facts": facts}
+    return {"status": "skip", "code": code, "message": message, "hint": hint, "facts": facts}

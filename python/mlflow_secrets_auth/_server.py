@@ -20,6 +20,7 @@ _QUESTION = {"max_results": 1}
 _TIMEOUT_SEC = 10
 _LOGIN_WORDS = ("login", "signin", "oauth2", "authorize")
 _NAME = "mlflow_secrets_auth"
+_MEND = "mend what is named above, then run `mlflow-secrets-auth doctor --dry-run` again"
 
 
 def examine(url: str, why_without: str | None) -> list[Finding]:
@@ -29,13 +30,13 @@ def examine(url: str, why_without: str | None) -> list[Finding]:
         return [fail("server.databricks", "that is Databricks, for which MLflow never asks this package", hint)]
     decision: Finding = json.loads(_core.examine_url(url, _own_urls(url)))
     if decision["status"] != "pass":
-        return [decision, skip("server.accepts", "needs a URL that may get the credential")]
+        return [decision, skip("server.accepts", "needs a URL that may get the credential", _MEND)]
     url = url.rstrip("/")
     without = _ask_without(url)
     if not isinstance(without, dict):
-        with_it = _ask_with(url) if why_without is None else skip("server.accepts", why_without)
+        with_it = _ask_with(url) if why_without is None else skip("server.accepts", why_without, _MEND)
         return [decision, _openness(url, without), with_it]
-    return [decision, without, skip("server.accepts", "needs a server that can be reached")]
+    return [decision, without, skip("server.accepts", "needs a server that can be reached", _MEND)]
 
 
 def _own_urls(url: str) -> list[str]:

@@ -66,10 +66,6 @@ def headers_for(url: str, *, settings: Mapping[str, Any] | None = None) -> dict[
 
         headers_for("https://mlflow.example.com/")  # {"Authorization": "Bearer …"}
 
-    Args:
-        url: Where the request goes, with scheme and host.
-        settings: Takes the place of the environment; the same names.
-
     Raises:
         SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
     """
@@ -94,14 +90,18 @@ async def headers_for_async(url: str, *, settings: Mapping[str, Any] | None = No
             await client.get(url, headers=await headers_for_async(url))
 
     Args:
-        url: Where the request goes, with scheme and host.
-        settings: Takes the place of the environment; the same names.
+        url: Where the request goes: http or https, with a host.
+        settings: As for :class:`mlflow_secrets_auth.SecretsAuth`. Default: the environment.
 
     Raises:
         SecretsAuthError: As :class:`mlflow_secrets_auth.SecretsAuth`.
         RuntimeError: A fetch is needed, and no asyncio event loop is running.
     """
-    grant, fetch = _core.Authorizer(_headers_of, settings, True).authorize_or_fetch(dialed(url))
+    try:
+        grant, fetch = _core.Authorizer(_headers_of, settings, True).authorize_or_fetch(dialed(url))
+    finally:
+        # Some tracebacks show the local variables of every frame, and these may hold secrets.
+        del url, settings
     if fetch is not None:
         await _landing(fetch)
         grant = fetch.finish()
