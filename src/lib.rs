@@ -24,8 +24,9 @@
 //! The cache stands on three smaller rooms: `flight` (one leader fetches, the others wait), `errand` (who can't wait is told)
 //! and `denials` (who denied what).
 //! `authorizer` runs these steps; `settings` says how; `error` says what went wrong; `runtime`, `retry`, `http`,
-//! `network` and `clock` are the ground that they stand on. `python` binds it all to Python, and is the only part that
-//! knows PyO3. `testing` is for the tests of programs that use all this: a backend and a clock that do as they are told.
+//! `network`, `x509` and `clock` are the ground that they stand on. `steps` is where a fetch tells what it does, to the log
+//! and to `doctor`, which makes findings of it. `python` binds it all to Python, and is the only part that knows PyO3.
+//! `testing` is for the tests of programs that use all this: a backend and a clock that do as they are told.
 //!
 //! Four words are kept apart: a *token* or *identity* logs us in to the backend; a *secret* is what the backend stores; a
 //! *credential* is what the MLflow server wants; a *header* is what goes on the wire.
