@@ -285,10 +285,12 @@ class VaultLikeOver(VaultLike):
 
 def test_doctor_knows_a_server_that_speaks_no_tls(configure: Configure, vault_like: VaultLike) -> None:
     configure(vault_like.settings(VAULT_ADDR=vault_like.url.replace("http://", "https://")))
-    refused = only(doctor(), "backend.tls")
+    findings = doctor()
+    refused = only(findings, "backend.tls")
     assert "does not speak TLS on this port; its address may have to begin with http://" in refused["message"]
     assert refused["facts"]["issuer"] is None
     assert "scheme" in refused["hint"]
+    assert "plain http" in only(findings, "vault.tls")["hint"]
 
 
 def test_doctor_finds_a_typing_error_in_the_first_setting(configure: Configure) -> None:

@@ -202,10 +202,15 @@ impl VaultClient {
     }
 
     fn tls_failed(&self, problem: &str) -> Error {
-        let hint = if problem.contains("alert") {
-            "the server refused our side: it may ask for a client certificate (VAULT_CLIENT_CERT and VAULT_CLIENT_KEY), or want another one"
+        let variable = self.address_variable;
+        let hint = if problem == http::NO_TLS {
+            format!("check the scheme and the port of {variable}; a server in `-dev` mode speaks plain http")
+        } else if problem.contains("alert") {
+            "the server refused our side: it may ask for a client certificate (VAULT_CLIENT_CERT and VAULT_CLIENT_KEY), or want another one".to_owned()
         } else {
-            "name the CA that signs Vault's certificate in VAULT_CACERT (a PEM file), and use the name that is in the certificate, in VAULT_ADDR or VAULT_TLS_SERVER_NAME"
+            format!(
+                "name the CA that signs Vault's certificate in VAULT_CACERT (a PEM file), and use the name that is in the certificate, in {variable} or VAULT_TLS_SERVER_NAME"
+            )
         };
         let message = format!("the TLS connection to Vault at {} failed: {problem}", self.shown_address);
         Error::new(ErrorCode::VaultTls, message, hint)
