@@ -292,11 +292,13 @@ impl Examination<'_> {
                 let signed = issuer.as_ref().map(|issuer| format!("; it is signed by {issuer}")).unwrap_or_default();
                 let message = format!("the TLS connection to {} failed ({}): {why}{signed}", last.to, times(last));
                 let hint = match &issuer {
-                    Some(issuer) => format!(
+                    // A certificate that has expired, or is for another name, is not mended by trusting its signer.
+                    Some(issuer) if why == http::UNTRUSTED => format!(
                         "name the CA certificate of {issuer} in {} (a PEM file), if that is a signer that you trust",
                         self.kind.ca_variable().name
                     ),
-                    None => "check the scheme, the name and the port of the address".to_owned(),
+                    _ if why == http::NO_TLS => "check the scheme and the port of the address".to_owned(),
+                    _ => "check the name and the port of the address, and the server's certificate: its names, its end, who signed it".to_owned(),
                 };
                 let finding = Finding::fail("backend.tls", message, hint).with("issuer", issuer);
                 self.tell(with_times(finding, last));

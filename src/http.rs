@@ -316,6 +316,9 @@ pub(crate) fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<
     std::iter::successors(Some(error), next)
 }
 
+/// What is said of a certificate whose signer is unknown.
+pub(crate) const UNTRUSTED: &str = "the certificate is signed by a CA that is not trusted here";
+
 /// What a server says to a TLS handshake that expects plain http.
 pub(crate) const NO_TLS: &str =
     "the server does not speak TLS on this port; its address may have to begin with http://";
@@ -323,9 +326,7 @@ pub(crate) const NO_TLS: &str =
 fn tls_error(error: &(dyn StdError + 'static)) -> Option<String> {
     sources(error).find_map(|source| source.downcast_ref::<rustls::Error>()).map(|error| match error {
         rustls::Error::InvalidCertificate(problem) => match problem {
-            rustls::CertificateError::UnknownIssuer => {
-                "the certificate is signed by a CA that is not trusted here".to_owned()
-            }
+            rustls::CertificateError::UnknownIssuer => UNTRUSTED.to_owned(),
             rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. } => {
                 "the certificate is for another name".to_owned()
             }

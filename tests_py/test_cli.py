@@ -179,6 +179,13 @@ def test_an_mlflow_without_providers_does_not_use_us(configure: Configure, tmp_p
     assert (usage["problem"] is None) if problem is None else problem in usage["problem"]
 
 
+def test_a_script_that_is_called_mlflow_is_not_mlflow(configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.py").write_text("raise SystemExit('not to be imported')")
+    configure(MLFLOW_TRACKING_AUTH="mlflow_secrets_auth", PYTHONPATH=str(tmp_path))
+    usage = info()["mlflow"]
+    assert (usage["version"], usage["problem"]) == (None, "MLflow is not installed in this environment")
+
+
 # doctor: from the settings to the header
 
 
@@ -273,6 +280,18 @@ def test_doctor_tells_who_signed_a_certificate_that_is_refused(
     assert "signed by a CA that is not trusted here" in refused["message"]
     assert "VAULT_CACERT" in refused["hint"]
     assert statuses(findings)["vault.tls"] == "fail"
+
+
+def test_doctor_does_not_ask_to_trust_the_signer_of_another_server(configure: Configure, tmp_path: Path) -> None:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("another.example").configure_cert(context)
+    with VaultLikeOver(context) as server:
+        configure(server.settings(VAULT_CACERT=str(tmp_path / "ca.pem")))
+        refused = only(doctor(), "backend.tls")
+    assert "the certificate is for another name" in refused["message"]
+    assert "VAULT_CACERT" not in refused["hint"] and "names" in refused["hint"]
 
 
 class VaultLikeOver(VaultLike):

@@ -119,8 +119,13 @@ def _mlflow_version() -> tuple[int, ...] | None:
     spec = find_spec("mlflow")
     if spec is None or spec.origin is None:
         return None
-    with open(os.path.join(os.path.dirname(spec.origin), "version.py"), encoding="utf-8") as file:
-        found = re.search(r"^VERSION *= *[\"'](\d+)\.(\d+)\.?(\d*)", file.read(), re.MULTILINE)
+    try:
+        with open(os.path.join(os.path.dirname(spec.origin), "version.py"), encoding="utf-8") as file:
+            text = file.read()
+    except OSError:
+        # Something else of that name, such as a script in this directory.
+        return None
+    found = re.search(r"^VERSION *= *[\"'](\d+)\.(\d+)\.?(\d*)", text, re.MULTILINE)
     return tuple(int(number or 0) for number in found.groups()) if found else None
 
 
