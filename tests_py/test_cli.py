@@ -101,6 +101,19 @@ def test_info_tells_where_each_setting_comes_from(configure: Configure) -> None:
     assert "https://v.vault.azure.net  (from AZURE_KEY_VAULT_URL)" in command("info").stdout
 
 
+def test_s1_info_shows_no_password_of_an_alias(configure: Configure) -> None:
+    """S1: a URL that brings a password along, under the variable's other name."""
+    configure(
+        MLFLOW_SECRETS_AUTH_ENABLE="azure-key-vault",
+        AZURE_KEY_VAULT_URL="https://jim:canary@v.vault.azure.net",
+        MLFLOW_AZURE_SECRET_NAME="mlflow",
+    )
+    for arguments in (["info"], ["info", "--json"], ["doctor"]):
+        done = command(*arguments)
+        assert "v.vault.azure.net" in done.stdout
+        assert "canary" not in done.stdout + done.stderr
+
+
 def test_info_tells_every_provider_s_state_in_order(configure: Configure, vault_like: VaultLike) -> None:
     configure(
         vault_like.settings(

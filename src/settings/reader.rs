@@ -102,11 +102,8 @@ impl<'a> Reader<'a> {
     /// The value of the first of two variables that mean the same; set to different values they are an error.
     pub fn aliased(&mut self, variables: [&'static Variable; 2]) -> Option<String> {
         let [value, alias] = variables.map(|variable| self.text(variable));
-        if let (None, Some(alias)) = (&value, &alias)
-            && let Some(reading) = self.readings.iter_mut().find(|reading| reading.variable.name == variables[0].name)
-        {
-            reading.value = alias.clone();
-            reading.source = Source::Alias(variables[1].name);
+        if value.is_none() && alias.is_some() {
+            self.record_alias(variables);
         }
         if let (Some(value), Some(alias)) = (&value, &alias)
             && value != alias
@@ -271,6 +268,17 @@ impl<'a> Reader<'a> {
                 let message = format!("{} settings are not usable", self.errors.len());
                 Err(Error::together(ErrorCode::ConfigInvalid, message, self.errors))
             }
+        }
+    }
+
+    /// Notes that the second variable, which was read already, stands in for the first.
+    fn record_alias(&mut self, [variable, alias]: [&'static Variable; 2]) {
+        // As it was recorded: what may not be shown is left out there.
+        let shown = self.readings.iter().find(|reading| reading.variable.name == alias.name);
+        let shown = shown.map(|reading| reading.value.clone()).unwrap_or_default();
+        if let Some(reading) = self.readings.iter_mut().find(|reading| reading.variable.name == variable.name) {
+            reading.value = shown;
+            reading.source = Source::Alias(alias.name);
         }
     }
 
